@@ -1,0 +1,1 @@
+"""Functions on tensors: selection, packing, labels, windows, attention, losses. Needs torch only."""

@@ -1,0 +1,272 @@
+"""
+Decide which tokens are kept (eq. 4-6, App. A), and what a decision looks like to the outside.
+
+Shape shorthand in this module:
+
+    B: images    H, W: token grid    N = H * W
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spt_d2.ops.packing import PackedLayout
+
+NOISES = ("logistic", "gumbel", "none")
+SELECTS = ("gate", "topk", "random", "oracle", "all")
+GATINGS = ("sigmoid", "centred", "none")
+
+
+@dataclass(frozen=True)
+class BlockSelection:
+    """
+    What one gate said of a batch, and which tokens its block kept.
+
+    Attributes:
+        stage: 1 to 4.
+        block: index of the block in its stage; None for an extra gate on a stage's output, which decides nothing.
+        stride: pixels per token.
+        score: (B, H, W) logits, after the maximum with the stage before (eq. 4).
+        keep_mask: (B, H, W) bool; None for an extra gate.
+        valid: (B, H, W) bool, False for tokens wholly in the padding of the batch.
+        layout: how the kept tokens were packed; None for an extra gate.
+    """
+
+    stage: int
+    block: int | None
+    stride: int
+    score: Tensor
+    keep_mask: Tensor | None
+    valid: Tensor
+    layout: PackedLayout | None
+
+
+@dataclass(frozen=True)
+class ImageBlockSelection:
+    """
+    :class:`BlockSelection` of one image, its padding cut off.
+
+    Attributes:
+        score: (h, w) logits.
+        keep_mask: (h, w) bool, or None.
+        kept: number of tokens kept.
+        executed_pairs: query-key pairs in containers, the image's share of the batch's (by kept tokens).
+        useful_pairs: query-key pairs within segments, likewise.
+    """
+
+    stage: int
+    block: int | None
+    stride: int
+    score: Tensor
+    keep_mask: Tensor | None
+    kept: int
+    executed_pairs: float
+    useful_pairs: float
+
+
+@dataclass(frozen=True)
+class ImageSelection:
+    """
+    All decisions a backbone took on one image.
+
+    Attributes:
+        blocks: in the order they were taken; empty for a dense backbone.
+        tensor_size: (height, width) in pixels of the padded network input.
+    """
+
+    blocks: list[ImageBlockSelection]
+    tensor_size: tuple[int, int]
+
+
+def split_selections(
+    selections: Sequence[BlockSelection], image_sizes: Sequence[tuple[int, int]], tensor_size: tuple[int, int]
+) -> list[ImageSelection]:
+    """
+    One :class:`ImageSelection` per image.
+
+    Args:
+        selections: of a batch.
+        image_sizes: (height, width) in pixels of each image, without padding.
+        tensor_size: (height, width) in pixels of the batch tensor.
+    """
+    images = []
+    for i, (height, width) in enumerate(image_sizes):
+        blocks = []
+        for selection in selections:
+            h, w = -(-height // selection.stride), -(-width // selection.stride)
+            kept, share, layout = 0, 0.0, selection.layout
+            if layout is not None:
+                kept = layout.counts[i]
+                share = kept / max(layout.num_tokens, 1)
+            blocks.append(
+                ImageBlockSelection(
+                    stage=selection.stage,
+                    block=selection.block,
+                    stride=selection.stride,
+                    score=selection.score[i, :h, :w],
+                    keep_mask=None if selection.keep_mask is None else selection.keep_mask[i, :h, :w],
+                    kept=kept,
+                    executed_pairs=share * layout.executed_pairs if layout else 0.0,
+                    useful_pairs=share * layout.useful_pairs if layout else 0.0,
+                )
+            )
+        images.append(ImageSelection(blocks=blocks, tensor_size=tensor_size))
+    return images
+
+
+def valid_tokens(
+    image_sizes: Sequence[tuple[int, int]] | None,
+    grid_size: tuple[int, int],
+    stride: int,
+    batch: int,
+    device: torch.device,
+) -> Tensor:
+    """
+    (B, H, W) bool: tokens whose cell holds at least one pixel of their image; all True without ``image_sizes``.
+
+    Args:
+        image_sizes: (height, width) in pixels of each image, without padding.
+        grid_size: (H, W) of the token grid.
+        stride: pixels per token.
+    """
+    height, width = grid_size
+    if image_sizes is None:
+        return torch.ones(batch, height, width, dtype=torch.bool, device=device)
+    if len(image_sizes) != batch:
+        raise ValueError(f"image_sizes expects one size per image. Got {len(image_sizes)} for a batch of {batch}.")
+    limits = torch.tensor([[-(-h // stride), -(-w // stride)] for h, w in image_sizes], dtype=torch.long)
+    limits = limits.to(device, non_blocking=True)
+    rows = torch.arange(height, device=device)[None, :] < limits[:, :1]
+    cols = torch.arange(width, device=device)[None, :] < limits[:, 1:]
+    return rows[:, :, None] & cols[:, None, :]
+
+
+def pool_scores(score: Tensor, valid: Tensor) -> Tensor:
+    """
+    Scores for the next stage: 2x2 maximum over valid tokens, partial cells at the border included (Sec. 3.2).
+
+    Args:
+        score: (B, H, W) logits.
+        valid: (B, H, W) bool.
+
+    Returns:
+        (B, ceil(H/2), ceil(W/2)) logits, -inf where a cell holds no valid token.
+    """
+    score = score.masked_fill(~valid, -math.inf)
+    return F.max_pool2d(score.unsqueeze(1), kernel_size=2, stride=2, ceil_mode=True).squeeze(1)
+
+
+def selection_noise(score: Tensor, noise: str) -> Tensor | None:
+    """
+    Noise of the relaxed decision, one sample per token, or None.
+
+    ``logistic`` is the difference of two Gumbel samples: ``sigmoid((score + noise) / tau)`` is then exactly the binary
+    Gumbel-Softmax (Jang et al., 2016). ``gumbel`` is one sample, biased towards keeping (mean 0.577).
+    """
+    if noise == "none":
+        return None
+    if noise not in NOISES:
+        raise ValueError(f"noise expects one of {NOISES}. Got {noise!r}.")
+    # Clamped away from 0 and 1 so that no logarithm is infinite.
+    uniform = torch.rand_like(score, dtype=torch.float32).clamp_(1e-6, 1 - 1e-6)
+    return torch.logit(uniform) if noise == "logistic" else -torch.log(-torch.log(uniform))
+
+
+def select_tokens(
+    score: Tensor,
+    valid: Tensor,
+    *,
+    select: str = "gate",
+    threshold: float = 0.01,
+    tau: float = 1.0,
+    noise: str = "none",
+    keep_ratio: float = 1.0,
+    labels: Tensor | None = None,
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """
+    The keep rule (eq. 6, App. A): ``sigmoid((score + noise) / tau) > threshold``, and its controls.
+
+    Args:
+        score: (B, H, W) logits.
+        valid: (B, H, W) bool; tokens that are not valid are never kept.
+        select: ``gate`` (the rule above), ``topk`` (per image the ceil(keep_ratio * valid tokens) of highest score),
+            ``random`` (as many, uniformly), ``oracle`` (those labelled 1) or ``all``.
+        threshold: probability in [0, 1).
+        tau: temperature, > 0.
+        noise: see :func:`selection_noise`; pass ``none`` outside training.
+        keep_ratio: in (0, 1], for ``topk`` and ``random``.
+        labels: (B, H, W) uint8 selection labels, for ``oracle``.
+        deterministic: ``random`` then draws the same tokens at every call; for evaluation.
+
+    Returns:
+        keep_mask (B, H, W) bool, and soft (B, H, W): the relaxed decision, in (0, 1).
+    """
+    sample = selection_noise(score, noise)
+    logits = (score if sample is None else score + sample) / tau
+    soft = torch.sigmoid(logits)
+    if select == "gate":
+        keep = soft > threshold
+    elif select == "topk":
+        keep = _highest(logits, valid, keep_ratio)
+    elif select == "random":
+        generator = torch.Generator().manual_seed(0) if deterministic else None
+        rank = torch.rand(valid.shape, generator=generator, device="cpu" if deterministic else valid.device)
+        keep = _highest(rank.to(valid.device), valid, keep_ratio)
+    elif select == "oracle":
+        if labels is None:
+            raise ValueError(
+                "select='oracle' expects selection labels at this stride. Got none.\n"
+                "HINT: use SelectionDatasetMapper, whose inputs carry 'selection_labels', in training and evaluation."
+            )
+        keep = labels == 1
+    elif select == "all":
+        keep = torch.ones_like(valid)
+    else:
+        raise ValueError(f"select expects one of {SELECTS}. Got {select!r}.")
+    return keep & valid, soft
+
+
+def _highest(rank: Tensor, valid: Tensor, ratio: float) -> Tensor:
+    """Per image, the ceil(ratio * valid tokens) valid tokens of highest rank; ties go to the first in raster order."""
+    flat = rank.detach().masked_fill(~valid, -math.inf).flatten(1)
+    # In whole millionths: float32 would round 0.09 * 600 up to 55, and not every device has float64.
+    millionths = max(round(ratio * 1_000_000), 1)
+    counts = (valid.flatten(1).sum(dim=1) * millionths + 999_999) // 1_000_000
+    order = torch.argsort(flat, dim=1, descending=True, stable=True)
+    position = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
+    keep = torch.zeros_like(flat, dtype=torch.bool)
+    keep.scatter_(1, order, position < counts[:, None])
+    return keep.view_as(valid)
+
+
+def straight_through(soft: Tensor, decides: bool) -> Tensor:
+    """
+    Factor for kept tokens: 1 in value, the slope of the relaxed decision in gradient (eq. 6).
+
+    Where the score does not decide (``select`` random, oracle or all) the slope is 0, which still connects the gate to
+    the graph: distributed training wants a gradient for every parameter.
+    """
+    slope = soft - soft.detach()
+    return 1.0 + (slope if decides else 0.0 * slope)
+
+
+def gating_factor(score: Tensor, gating: str, threshold: float) -> Tensor | None:
+    """
+    Factor in (0, 1) by which kept tokens enter the attention branch (eq. 5), or None for ``none``.
+
+    ``sigmoid`` is the paper's. ``centred`` is one half at the border of the keep rule:
+    ``sigmoid(score - logit(threshold))``; a calibrated score is far below 1 for nearly every token, and the
+    literal factor then shrinks queries, keys and values alike.
+    """
+    if gating == "none":
+        return None
+    if gating == "sigmoid":
+        return torch.sigmoid(score)
+    if gating == "centred":
+        return torch.sigmoid(score - math.log(threshold / (1.0 - threshold)))
+    raise ValueError(f"gating expects one of {GATINGS}. Got {gating!r}.")
