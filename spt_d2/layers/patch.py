@@ -1,0 +1,54 @@
+"""From pixels to tokens, and from a stage's tokens to half the resolution (Sec. 3.1)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """
+    Non-overlapping convolution and LayerNorm: pixels to tokens at stride ``patch_size``.
+
+    Args:
+        patch_size: in pixels.
+        in_channels: of the image.
+        embed_dim: C, channels of a token.
+        norm: whether a LayerNorm follows the convolution.
+    """
+
+    def __init__(self, patch_size: int = 4, in_channels: int = 3, embed_dim: int = 96, norm: bool = True):
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim) if norm else nn.Identity()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, in_channels, height, width) to (B, ceil(height / patch), ceil(width / patch), C)."""
+        height, width = image.shape[-2:]
+        pad_h, pad_w = -height % self.patch_size, -width % self.patch_size
+        if pad_h or pad_w:
+            image = F.pad(image, (0, pad_w, 0, pad_h))
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """
+    Concatenate 2x2 tokens and project 4C to 2C channels; odd maps are padded with zeros (Liu et al., 2021).
+
+    Args:
+        dim: C, channels in.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+        height, width = x.shape[1:3]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        # Column by column within the 2x2 cell: the order of Swin's checkpoints.
+        x = torch.cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
+        return self.reduction(self.norm(x))

@@ -1,0 +1,134 @@
+"""A stage: blocks of one resolution, and the merging that follows them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from spt_d2.layers.block import Decision, SelectPackBlock, SwinBlock
+from spt_d2.layers.patch import PatchMerging
+from spt_d2.layers.select_pack_attention import SelectPackOptions
+from spt_d2.ops.selection import BlockSelection
+
+
+class SwinStage(nn.Module):
+    """
+    Dense window attention blocks, every second one shifted.
+
+    Args:
+        dim: C.
+        depth: number of blocks.
+        num_heads: h.
+        window_size: M, in tokens.
+        drop_path: rate of each block.
+        downsample: whether a :class:`PatchMerging` to the next stage belongs to this one.
+        use_checkpoint: recompute activations in the backward pass, block by block.
+        **block: further arguments of :class:`SwinBlock`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        window_size: int,
+        drop_path: Sequence[float],
+        downsample: bool,
+        use_checkpoint: bool = False,
+        **block,
+    ):
+        super().__init__()
+        self.use_checkpoint = use_checkpoint
+        self.blocks = nn.ModuleList(
+            SwinBlock(dim, num_heads, window_size, window_size // 2 * (i % 2), drop_path=drop_path[i], **block)
+            for i in range(depth)
+        )
+        self.downsample = PatchMerging(dim) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C), before the merging."""
+        for block in self.blocks:
+            x = _run(block, self.use_checkpoint, x)
+        return x
+
+
+class SelectPackStage(nn.Module):
+    """
+    Select and Pack blocks, every second one over the shifted order.
+
+    Args:
+        dim: C.
+        depth: number of blocks.
+        num_heads: h.
+        options: of selection and packing.
+        drop_path: rate of each block.
+        downsample: whether a :class:`PatchMerging` to the next stage belongs to this one.
+        stage: 1 to 4, for the record.
+        use_checkpoint: recompute activations in the backward pass, block by block.
+        **block: further arguments of :class:`SelectPackBlock`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        options: SelectPackOptions,
+        drop_path: Sequence[float],
+        downsample: bool,
+        stage: int,
+        use_checkpoint: bool = False,
+        **block,
+    ):
+        super().__init__()
+        self.use_checkpoint, self.stage = use_checkpoint, stage
+        self.blocks = nn.ModuleList(
+            SelectPackBlock(
+                dim,
+                num_heads,
+                options,
+                shift_size=options.window_size // 2 * (i % 2),
+                has_gate=options.gate == "per_block" or i == 0,
+                drop_path=drop_path[i],
+                **block,
+            )
+            for i in range(depth)
+        )
+        self.downsample = PatchMerging(dim) if downsample else None
+
+    def forward(
+        self, x: Tensor, valid: Tensor, score_up: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, list[BlockSelection]]:
+        """
+        Args:
+            x: (B, H, W, C).
+            valid: (B, H, W) bool.
+            score_up: (B, H, W) logits of the stage before, pooled to this grid, or None (eq. 4).
+            labels: (B, H, W) uint8, for ``select="oracle"``.
+
+        Returns:
+            (B, H, W, C), before the merging, and one selection per block.
+        """
+        selections: list[BlockSelection] = []
+        decision: Decision | None = None
+        for i, block in enumerate(self.blocks):
+            x, decision, layout = _run(block, self.use_checkpoint, x, valid, score_up, labels, decision)
+            selections.append(
+                BlockSelection(
+                    stage=self.stage,
+                    block=i,
+                    stride=2 ** (self.stage + 1),
+                    score=decision.score,
+                    keep_mask=decision.keep_mask,
+                    valid=valid,
+                    layout=layout,
+                )
+            )
+        return x, selections
+
+
+def _run(block: nn.Module, use_checkpoint: bool, *inputs):
+    if use_checkpoint and block.training and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
