@@ -1,0 +1,218 @@
+"""Every key this project adds to Detectron2's config, and what it may be."""
+
+from detectron2.config import CfgNode
+
+from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS
+from spt_d2.ops.attention import BACKENDS
+from spt_d2.ops.losses import REDUCTIONS
+from spt_d2.ops.packing import SEGMENTS
+from spt_d2.ops.selection import GATINGS, NOISES, SELECTS
+from spt_d2.ops.windows import ORDERS
+
+LABEL_SOURCES = ("auto", "box", "mask")
+
+
+def add_spt_config(cfg: CfgNode) -> None:
+    """
+    Add ``MODEL.SWIN``, ``MODEL.SPT``, ``INPUT.SPT``, ``DATASETS.CUSTOM``, and keys of the solver and evaluation.
+
+    Defaults are what experiments recommend; the paper's value is named where it differs.
+
+    Args:
+        cfg: a config of :func:`detectron2.config.get_cfg`, changed in place.
+    """
+    _add_swin(cfg)
+    _add_spt(cfg)
+    _add_input(cfg)
+    _add_training(cfg)
+
+
+def _add_backbone(node: CfgNode, depths: list[int]) -> None:
+    """Keys that dense Swin and SPT have in common."""
+    # Channels of the first stage, C; each further stage doubles them.
+    node.EMBED_DIM = 96
+    # Blocks per stage, N_i in Sec. 3.1.
+    node.DEPTHS = depths
+    # Attention heads per stage.
+    node.NUM_HEADS = [3, 6, 12, 24]
+    # Window size M, in tokens.
+    node.WINDOW_SIZE = 7
+    # Hidden channels of the MLP over those of the stage.
+    node.MLP_RATIO = 4.0
+    # Whether queries, keys and values have a bias.
+    node.QKV_BIAS = True
+    # Dropout of tokens, MLPs and projections, a probability.
+    node.DROP_RATE = 0.0
+    # Dropout of attention weights, a probability.
+    node.ATTN_DROP_RATE = 0.0
+    # Stochastic depth of the last block, a probability; it grows linearly from 0 at the first block.
+    node.DROP_PATH_RATE = 0.2
+    # Feature maps to return: some of res2, res3, res4, res5 (strides 4, 8, 16, 32).
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Recompute activations in the backward pass, block by block: less memory, more time.
+    node.USE_CHECKPOINT = False
+
+
+def _add_swin(cfg: CfgNode) -> None:
+    cfg.MODEL.SWIN = CfgNode()
+    _add_backbone(cfg.MODEL.SWIN, [2, 2, 6, 2])
+
+
+def _add_spt(cfg: CfgNode) -> None:
+    cfg.MODEL.SPT = CfgNode()
+    node = cfg.MODEL.SPT
+    # The paper adds four blocks to the third stage of Swin (Sec. 3.1).
+    _add_backbone(node, [2, 2, 10, 2])
+
+    # Stages made of Select and Pack blocks, any of 1 to 4. The paper: 3 and 4 (Table 6).
+    node.SPA_STAGES = [3, 4]
+    # Whether a stage's scores join the next stage's by maximum, s_up in eq. 4.
+    node.MULTI_SCALE = True
+    # per_block (paper) or per_stage: one decision for all blocks of a stage.
+    node.GATE = "per_block"
+    # Factor by which the score scales what enters attention (eq. 5): sigmoid (paper), centred (at the threshold) or
+    # none. A calibrated score is far below 1 for nearly every token, and the paper's factor then flattens the attention.
+    node.GATING = "none"
+    # Who decides: gate (paper), topk, random, oracle (ground-truth labels) or all.
+    node.SELECT = "gate"
+    # Share of valid tokens kept per image and block under SELECT topk and random, in (0, 1].
+    node.KEEP_RATIO = 0.25
+    # A token is kept if sigmoid((score + noise) / tau) exceeds this probability, in [0, 1). The paper: 0.01, which
+    # prunes only what the gate is 99 % sure of and so takes long training.
+    node.THRESHOLD = 0.05
+    # Temperature tau of the Gumbel-Softmax (App. A), above 0; the paper names none.
+    node.TAU = 1.0
+    # Noise in training: logistic (the binary Gumbel-Softmax, the literal reading), gumbel (one sample) or none.
+    node.NOISE = "none"
+    # Expected share of object tokens, in (0, 1): the probability gates start from.
+    node.GATE_PRIOR = 0.1
+    # Order in which an image's tokens are packed: window (a container holds neighbours) or raster.
+    node.ORDER = "window"
+    # Which packed tokens attend to each other: container (of one image, independent of its batch), shared (containers
+    # run on over the images, the paper's Fig. 3b) or window.
+    node.SEGMENT = "container"
+    # Container length L, in tokens; 0 stands for WINDOW_SIZE squared (the paper: 49).
+    node.CONTAINER_SIZE = 0
+    # Position inside the Select and Pack blocks: none (the paper names none), rope, conv or relative_bias.
+    node.POSITION = "none"
+    # Tokens that take the out-projection: selected, or all (eq. 9 read literally).
+    node.PROJ_TOKENS = "selected"
+    # Tokens that take the FFN: all (paper), light (unselected ones take one Linear(C, C)) or selected.
+    node.FFN_TOKENS = "all"
+    # Attention over packed tokens: auto (xformers on CUDA where its kernels take the input, else sdpa), xformers, sdpa.
+    node.ATTENTION_BACKEND = "auto"
+
+    # Weight alpha of the selection loss. The paper: 0.01.
+    node.LOSS_WEIGHT = 0.1
+    # Reduction of eq. 10 over tokens: mean (over an image's tokens, then over images) or sum (over tokens; literal).
+    node.LOSS_REDUCTION = "mean"
+    # Weight of object tokens in the selection loss, above 0 (App. B.1 tried 5).
+    node.POS_WEIGHT = 1.0
+    # Whether gates are supervised; False leaves them to the task's gradient (Tables 6 and 7 without L_select).
+    node.SUPERVISE = True
+    # Whether outputs at inference carry their selections, for SelectionEvaluator and pictures.
+    node.RETURN_SELECTIONS = False
+    # Iterations between two records of keep ratio, retention and density while training.
+    node.LOG_PERIOD = 20
+
+
+def _add_input(cfg: CfgNode) -> None:
+    cfg.INPUT.SPT = CfgNode()
+    # Strides in pixels at which selection labels are made; those of the stages that have gates. 4 when stage 1 has.
+    cfg.INPUT.SPT.STRIDES = [8, 16, 32]
+    # Where labels come from: auto (masks where an annotation has one, else its box), box or mask (Sec. 3.2).
+    cfg.INPUT.SPT.LABEL_SOURCE = "auto"
+    # Data sets of one's own, COCO format: a list of [name, json file, image folder]; DATASETS.TRAIN / TEST name them.
+    # Relative paths are taken from the working directory, else from $DETECTRON2_DATASETS.
+    cfg.DATASETS.CUSTOM = []
+
+
+def _add_training(cfg: CfgNode) -> None:
+    # sgd (Detectron2's) or adamw (Swin's detection recipe; no decay on norms and position bias tables).
+    cfg.SOLVER.OPTIMIZER = "adamw"
+    # Betas of AdamW.
+    cfg.SOLVER.ADAMW_BETAS = [0.9, 0.999]
+    # Weight decay of relative position bias tables.
+    cfg.SOLVER.WEIGHT_DECAY_POSITION = 0.0
+    # Iterations between two gatherings of metrics from the device; a gathering waits for it.
+    cfg.SOLVER.METRIC_PERIOD = 20
+    # Precision under SOLVER.AMP.ENABLED: float16 or bfloat16.
+    cfg.SOLVER.AMP.PRECISION = "float16"
+    # Exponential moving average of the weights: whether to keep one.
+    cfg.MODEL.EMA = CfgNode({"ENABLED": False})
+    # Decay per iteration, in [0, 1).
+    cfg.MODEL.EMA.DECAY = 0.999
+
+
+_CHOICES = {
+    "GATE": GATES,
+    "GATING": GATINGS,
+    "SELECT": SELECTS,
+    "NOISE": NOISES,
+    "ORDER": ORDERS,
+    "SEGMENT": SEGMENTS,
+    "POSITION": POSITIONS,
+    "PROJ_TOKENS": PROJ_TOKENS,
+    "FFN_TOKENS": FFN_TOKENS,
+    "ATTENTION_BACKEND": BACKENDS,
+    "LOSS_REDUCTION": REDUCTIONS,
+}
+
+
+def validate_spt_config(cfg: CfgNode) -> None:
+    """
+    Check what a yaml file or a command line may have got wrong, before anything is built.
+
+    Raises:
+        ValueError: one message that names every key that is off.
+    """
+    spt, problems = cfg.MODEL.SPT, []
+
+    def expect(good: bool, key: str, what: str, got: object) -> None:
+        if not good:
+            problems.append(f"  {key} expects {what}. Got {got!r}.")
+
+    for key, allowed in _CHOICES.items():
+        expect(spt[key] in allowed, f"MODEL.SPT.{key}", f"one of {allowed}", spt[key])
+    for name, node in (("SPT", spt), ("SWIN", cfg.MODEL.SWIN)):
+        same = len(node.DEPTHS) == len(node.NUM_HEADS)
+        expect(same, f"MODEL.{name}.NUM_HEADS", f"one number per stage of DEPTHS {node.DEPTHS}", node.NUM_HEADS)
+        expect(
+            0 <= node.DROP_PATH_RATE < 1, f"MODEL.{name}.DROP_PATH_RATE", "a probability in [0, 1)", node.DROP_PATH_RATE
+        )
+    stages = list(range(1, len(spt.DEPTHS) + 1))
+    known = bool(spt.SPA_STAGES) and all(stage in stages for stage in spt.SPA_STAGES)
+    expect(known, "MODEL.SPT.SPA_STAGES", f"some of {stages}", spt.SPA_STAGES)
+    expect(0 <= spt.THRESHOLD < 1, "MODEL.SPT.THRESHOLD", "a probability in [0, 1)", spt.THRESHOLD)
+    expect(0 < spt.KEEP_RATIO <= 1, "MODEL.SPT.KEEP_RATIO", "a fraction in (0, 1]", spt.KEEP_RATIO)
+    expect(0 < spt.GATE_PRIOR < 1, "MODEL.SPT.GATE_PRIOR", "a fraction in (0, 1)", spt.GATE_PRIOR)
+    expect(spt.TAU > 0, "MODEL.SPT.TAU", "a temperature above 0", spt.TAU)
+    expect(spt.LOSS_WEIGHT >= 0, "MODEL.SPT.LOSS_WEIGHT", "a weight of at least 0", spt.LOSS_WEIGHT)
+    expect(spt.POS_WEIGHT > 0, "MODEL.SPT.POS_WEIGHT", "a weight above 0", spt.POS_WEIGHT)
+    expect(spt.LOG_PERIOD >= 1, "MODEL.SPT.LOG_PERIOD", "at least 1 iteration", spt.LOG_PERIOD)
+    source = cfg.INPUT.SPT.LABEL_SOURCE
+    expect(source in LABEL_SOURCES, "INPUT.SPT.LABEL_SOURCE", f"one of {LABEL_SOURCES}", source)
+    if (
+        "spt" in cfg.MODEL.BACKBONE.NAME
+        and spt.SUPERVISE
+        and known
+        and cfg.MODEL.META_ARCHITECTURE.startswith("Selection")
+    ):
+        needed = gate_strides(spt.SPA_STAGES, spt.MULTI_SCALE)
+        covered = set(needed) <= set(cfg.INPUT.SPT.STRIDES)
+        expect(covered, "INPUT.SPT.STRIDES", f"the strides {needed} of the gated stages", list(cfg.INPUT.SPT.STRIDES))
+    expect(cfg.SOLVER.OPTIMIZER in ("adamw", "sgd"), "SOLVER.OPTIMIZER", "'adamw' or 'sgd'", cfg.SOLVER.OPTIMIZER)
+    precision = cfg.SOLVER.AMP.PRECISION
+    expect(precision in ("float16", "bfloat16"), "SOLVER.AMP.PRECISION", "'float16' or 'bfloat16'", precision)
+    expect(cfg.SOLVER.METRIC_PERIOD >= 1, "SOLVER.METRIC_PERIOD", "at least 1 iteration", cfg.SOLVER.METRIC_PERIOD)
+    expect(0 <= cfg.MODEL.EMA.DECAY < 1, "MODEL.EMA.DECAY", "a decay in [0, 1)", cfg.MODEL.EMA.DECAY)
+    if problems:
+        raise ValueError("The config is not valid:\n" + "\n".join(problems))
+
+
+def gate_strides(spa_stages: list[int], multi_scale: bool) -> list[int]:
+    """Strides in pixels of the stages that have gates: the SPA stages and, multi-scale, those before them."""
+    stages = set(spa_stages)
+    if multi_scale:
+        stages |= {stage - 1 for stage in spa_stages if stage > 1}
+    return sorted(2 ** (stage + 1) for stage in stages)

@@ -1,0 +1,39 @@
+"""Backbones, FPN and meta-architectures, registered with Detectron2."""
+
+try:
+    import detectron2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "spt_d2.modeling needs detectron2, which is not on the package index under its own name.\n"
+        "HINT: see INSTALL.md; spt_d2.ops and spt_d2.layers need torch only."
+    ) from error
+
+from spt_d2.modeling.backbone import (
+    SPT,
+    Swin,
+    build_spt_backbone,
+    build_swin_backbone,
+)
+from spt_d2.modeling.fpn import (
+    SelectionFPN,
+    build_retinanet_spt_fpn_backbone,
+    build_retinanet_swin_fpn_backbone,
+    build_spt_fpn_backbone,
+    build_swin_fpn_backbone,
+)
+from spt_d2.modeling.meta_arch import SelectionGeneralizedRCNN, SelectionPanopticFPN, SelectionRetinaNet
+
+__all__ = [
+    "SPT",
+    "Swin",
+    "SelectionFPN",
+    "SelectionGeneralizedRCNN",
+    "SelectionPanopticFPN",
+    "SelectionRetinaNet",
+    "build_retinanet_spt_fpn_backbone",
+    "build_retinanet_swin_fpn_backbone",
+    "build_spt_backbone",
+    "build_spt_fpn_backbone",
+    "build_swin_backbone",
+    "build_swin_fpn_backbone",
+]
