@@ -42,8 +42,8 @@ def initial_gate_bias(gating: str, threshold: float, tau: float, prior: float) -
     The logit gates start with: everything kept, and as near to the final calibration as that allows.
 
     Under sigmoid gating features are multiplied by ``sigmoid(score)``, so the gate starts at +5, a factor of 0.993.
-    Otherwise it starts at the prior probability of an object token, as focal loss does (Lin et al., 2017), or just
-    above the keep rule's border where the prior lies below it.
+    Otherwise it starts at the prior probability of an object token, as focal loss does (Lin et al., 2017). Where either
+    lies below the keep rule's border, it starts just above that.
 
     Args:
         gating: ``sigmoid``, ``centred`` or ``none``.
@@ -51,13 +51,11 @@ def initial_gate_bias(gating: str, threshold: float, tau: float, prior: float) -
         tau: temperature.
         prior: expected share of object tokens, in (0, 1).
     """
-    if gating == "sigmoid":
-        return 5.0
-    prior_logit = math.log(prior / (1.0 - prior))
+    start = 5.0 if gating == "sigmoid" else math.log(prior / (1.0 - prior))
     if threshold <= 0.0:
-        return prior_logit
+        return start
     border = tau * math.log(threshold / (1.0 - threshold))
-    return max(prior_logit, border + 0.1)
+    return max(start, border + 0.1)
 
 
 class OutputGate(nn.Module):

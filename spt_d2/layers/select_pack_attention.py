@@ -114,7 +114,7 @@ class SelectPackAttention(nn.Module):
             raise ValueError(f"SelectPackAttention expects dim to be a multiple of num_heads. Got {dim}, {num_heads}.")
         if options.position == "rope" and (dim // num_heads) % 4:
             raise ValueError(f"position='rope' expects a head dim that is a multiple of 4. Got {dim // num_heads}.")
-        self.num_heads, self.attn_drop = num_heads, attn_drop
+        self.num_heads, self.head_dim, self.attn_drop = num_heads, dim // num_heads, attn_drop
         self.position, self.window_size = options.position, options.window_size
         self.backend = options.attention_backend
         self.relative_position_bias_table = None
@@ -126,7 +126,7 @@ class SelectPackAttention(nn.Module):
 
     def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """(T, C) packed tokens to (T, C) attended values, heads concatenated, before the out-projection."""
-        q, k, v = self.qkv(tokens).view(tokens.shape[0], 3, self.num_heads, -1).unbind(1)
+        q, k, v = self.qkv(tokens).unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
         if self.position == "rope":
             angles = rotary_angles(layout.coordinates, q.shape[-1])
             q, k = apply_rotary(q, angles), apply_rotary(k, angles)

@@ -60,7 +60,8 @@ class Swin(Backbone):
         self._check_arguments(depths, num_heads, out_features, freeze_at)
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
         self.pos_drop = nn.Dropout(drop_rate)
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        # On the CPU whatever the default device is: a model may be built on the meta device, to count or to shard it.
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         self.layers = nn.ModuleList()
         for i, depth in enumerate(depths):
             first = sum(depths[:i])
@@ -154,6 +155,7 @@ class Swin(Backbone):
 
     def _freeze(self) -> None:
         for module in self._frozen_modules():
+            module.eval()
             for parameter in module.parameters():
                 parameter.requires_grad_(False)
 
