@@ -1,0 +1,23 @@
+"""Dataset mapper, drawing of selection labels, data sets of one's own."""
+
+try:
+    import detectron2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "spt_d2.data needs detectron2, which is not on the package index under its own name.\n"
+        "HINT: see INSTALL.md; spt_d2.ops and spt_d2.layers need torch only."
+    ) from error
+
+from spt_d2.data.dataset_mapper import SelectionDatasetMapper
+from spt_d2.data.datasets import register_custom_datasets, register_shapes
+from spt_d2.data.num_classes import setup_datasets, setup_lazy_datasets
+
+register_shapes()
+
+__all__ = [
+    "SelectionDatasetMapper",
+    "register_custom_datasets",
+    "register_shapes",
+    "setup_datasets",
+    "setup_lazy_datasets",
+]
