@@ -1,0 +1,1 @@
+"""Training and evaluation: what the command-line programs are thin layers over."""
