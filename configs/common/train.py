@@ -1,24 +1,24 @@
 """How a run goes; read by tools/lazyconfig_train_net.py."""
 
-train = dict(
-    output_dir="./output",
+train = {
+    "output_dir": "./output",
     # Weights to start from, or to evaluate.
-    init_checkpoint="",
-    max_iter=270000,
+    "init_checkpoint": "",
+    "max_iter": 270000,
     # Of torch, numpy, random, of the order of the data and of augmentations; negative for another each time.
-    seed=-1,
-    device="cuda",
-    cudnn_benchmark=False,
+    "seed": -1,
+    "device": "cuda",
+    "cudnn_benchmark": False,
     # Mixed precision: float16 (CUDA only) or bfloat16.
-    amp=dict(enabled=False, precision="float16"),
+    "amp": {"enabled": False, "precision": "float16"},
     # Gradient clipping: value, norm (of each parameter) or full_model (of all together).
-    clip_gradients=dict(enabled=False, kind="full_model", value=1.0, norm_type=2.0),
+    "clip_gradients": {"enabled": False, "kind": "full_model", "value": 1.0, "norm_type": 2.0},
     # Exponential moving average of the weights; it is then what is evaluated and saved.
-    ema=dict(enabled=False, decay=0.999),
-    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
-    checkpointer=dict(period=5000, max_to_keep=100),
+    "ema": {"enabled": False, "decay": 0.999},
+    "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
+    "checkpointer": {"period": 5000, "max_to_keep": 100},
     # Iterations between evaluations; 0 for one at the end.
-    eval_period=5000,
+    "eval_period": 5000,
     # Iterations between two gatherings of metrics, each of which waits for the device.
-    log_period=20,
-)
+    "log_period": 20,
+}

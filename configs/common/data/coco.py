@@ -7,8 +7,8 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from spt_d2.data import SelectionDatasetMapper
 from spt_d2.engine.evaluators import build_evaluator
 
-dataloader = dict(
-    train=L(build_detection_train_loader)(
+dataloader = {
+    "train": L(build_detection_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_train", filter_empty=True),
         mapper=L(SelectionDatasetMapper)(
             is_train=True,
@@ -24,7 +24,7 @@ dataloader = dict(
         total_batch_size=16,
         num_workers=4,
     ),
-    test=L(build_detection_test_loader)(
+    "test": L(build_detection_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
         mapper=L(SelectionDatasetMapper)(
             is_train=False,
@@ -33,7 +33,7 @@ dataloader = dict(
         ),
         num_workers=4,
     ),
-    evaluator=L(build_evaluator)(
+    "evaluator": L(build_evaluator)(
         dataset_name="${..test.dataset.names}",
         tasks=["bbox", "segm"],
         # Whether the model returns its selections (model.return_selections).
@@ -42,4 +42,4 @@ dataloader = dict(
         output_folder=None,
         backbone=None,
     ),
-)
+}

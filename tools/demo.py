@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""
+The whole path in one command: make Shapes, train a nano Select and Pack Mask R-CNN on it, evaluate it, draw it.
+
+    python tools/demo.py                 into output/demo
+    python tools/demo.py --dense         the dense twin of equal depth, into output/demo-dense
+    python tools/demo.py --resume        go on where a run was stopped; without it, a run starts afresh
+    python tools/demo.py SOLVER.MAX_ITER 100 SOLVER.STEPS "(80,)"    overrides of the config come last
+
+Leaves summary.json, selection.png, curves.png, log.txt and checkpoints. Both twins start from the same weights wherever
+their names and shapes agree; the gates, which only one has, keep a start of their own.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+# Detectron2 and this project read it when they are imported. The repository's folder, wherever the program is run from.
+os.environ.setdefault("DETECTRON2_DATASETS", str(Path(__file__).resolve().parents[1] / "datasets"))
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter
+from torch import Tensor
+
+from spt_d2 import get_config_file
+from spt_d2.curves import draw_curves, read_metrics
+from spt_d2.data.datasets import dataset_root
+from spt_d2.engine.progress import ProgressWriter, TerminalHandler, TrainingClock, duration
+from spt_d2.engine.setup import setup
+from spt_d2.engine.trainer import Trainer
+from spt_d2.predictor import SelectionPredictor, build_predictor
+from spt_d2.summary import read_summary, summarize, summary_table, write_summary
+from spt_d2.visualization import (
+    draw_ground_truth,
+    draw_predictions,
+    draw_selection,
+    heat_legend,
+    picture_grid,
+    save_picture,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {
+    False: "Shapes-InstanceSegmentation/mask_rcnn_spt_nano_fpn_demo.yaml",
+    True: "Shapes-InstanceSegmentation/mask_rcnn_swin_nano_fpn_demo.yaml",
+}
+# What a run leaves behind, and what the next one into the same folder begins by removing.
+LEFT_BEHIND = (
+    "summary.json", "selection.png", "curves.png", "metrics.json", "log.txt", "config.yaml", "last_checkpoint",
+    "initial_weights.pth", "model_*.pth", "events.out.tfevents.*", "inference",
+)  # fmt: skip
+PANEL = 320  # pixels, side of a picture in selection.png
+
+
+def say(line: str = "") -> None:
+    """To the terminal, at once, even where that is a pipe."""
+    print(line, file=sys.__stdout__, flush=True)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--dense", action="store_true", help="the dense twin: a Swin backbone of equal depth")
+    which.add_argument("--config-file", metavar="FILE", help="another yaml config")
+    parser.add_argument("--output", metavar="DIR", help="default: output/demo or output/demo-dense in the repository")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
+    args = parser.parse_args(argv)
+    if len(args.opts) % 2:
+        parser.error(f"overrides expect keys and values in turn. Got {' '.join(args.opts)}")
+    args.output = Path(args.output or ROOT / "output" / ("demo-dense" if args.dense else "demo")).resolve()
+    args.config_file = args.config_file or get_config_file(CONFIGS[args.dense])
+    args.eval_only = False
+    args.opts += ["OUTPUT_DIR", str(args.output)]
+    return args
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def prepare_shapes() -> None:
+    """Make Shapes in the folder of data sets, unless it is there, of whatever size."""
+    spec = importlib.util.spec_from_file_location("make_shapes", ROOT / "datasets" / "make_shapes.py")
+    assert spec is not None and spec.loader is not None
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    folder = Path(dataset_root()).resolve() / "shapes"
+    if not (folder / "val.json").exists():
+        say(f"Making the data set Shapes in {shown(folder)} (once, about 15 s) ...")
+    try:
+        report = generator.make_shapes(folder)
+        made = {split: report[split]["images"] for split in ("train", "val")}
+        say(f"Shapes: {made['train']} training and {made['val']} validation images in {shown(folder)}")
+    except FileExistsError:
+        if not all((folder / f"{split}.json").exists() for split in ("train", "val")):
+            raise
+        say(f"Shapes: {shown(folder)} holds a set of another size or seed, which is used as it is")
+
+
+def clear_output(folder: Path) -> None:
+    """Remove what an earlier run left, and nothing else."""
+    found = [path for pattern in LEFT_BEHIND for path in folder.glob(pattern)]
+    if (folder / "config.yaml").exists():
+        say(f"{shown(folder)} holds an earlier run: it is removed, and training starts afresh (--resume continues it)")
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def quiet_setup(args: argparse.Namespace) -> CfgNode:
+    """The project's setup, with logs of the whole config and model going to log.txt and not to the terminal."""
+    # Handlers made here write to the standard output of this moment, for good.
+    with contextlib.redirect_stdout(io.StringIO()):
+        cfg = setup(args)
+    terminal = TerminalHandler(sys.__stdout__)
+    for name in ("spt_d2", "detectron2"):
+        logging.getLogger(name).addHandler(terminal)
+    return cfg
+
+
+def initial_weights(cfg: CfgNode) -> dict[str, Tensor]:
+    """Weights of the dense twin, made from the seed: the same whichever of the two is to be trained."""
+    twin = cfg.clone()
+    twin.defrost()
+    if "spt" in twin.MODEL.BACKBONE.NAME:
+        twin.MODEL.BACKBONE.NAME = twin.MODEL.BACKBONE.NAME.replace("spt", "swin")
+        for key in twin.MODEL.SWIN:
+            twin.MODEL.SWIN[key] = twin.MODEL.SPT[key]
+    seed_all_rng(max(twin.SEED, 0))
+    return Trainer.build_model(twin).state_dict()
+
+
+class DemoTrainer(Trainer):
+    """The project's trainer, which tells a newcomer how it is doing."""
+
+    def build_hooks(self) -> list[HookBase | None]:
+        self.clock = TrainingClock()
+        return [self.clock, *super().build_hooks()]
+
+    def build_writers(self) -> list[EventWriter]:
+        return [ProgressWriter(self.max_iter, say), *super().build_writers()]
+
+
+def train(cfg: CfgNode, resume: bool) -> tuple[dict, float]:
+    """Results of the evaluation by task, and the seconds spent in iterations."""
+    trainer = DemoTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    images, threads = cfg.SOLVER.IMS_PER_BATCH, torch.get_num_threads()
+    where = f"the CPU, {threads} threads" if cfg.MODEL.DEVICE == "cpu" else cfg.MODEL.DEVICE
+    if trainer.start_iter >= trainer.max_iter:
+        say("\nTraining was complete; evaluating again")
+    else:
+        start = f", from iteration {trainer.start_iter + 1}" if trainer.start_iter else ""
+        say(f"\nTraining: {trainer.max_iter} iterations of {images} images on {where}{start}")
+    return trainer.train(), trainer.clock.seconds
+
+
+def pick_records(name: str, number: int) -> list[dict]:
+    """Evenly spaced images of a data set, the last of them one without objects if there is any."""
+    records = DatasetCatalog.get(name)
+    full = [record for record in records if record.get("annotations")]
+    empty = [record for record in records if not record.get("annotations")][:1]
+    wanted = min(number - len(empty), len(full))
+    return [full[i * len(full) // wanted] for i in range(wanted)] + empty
+
+
+def draw_examples(cfg: CfgNode, predictor: SelectionPredictor, number: int = 6) -> np.ndarray:
+    """A grid: ground truth, predictions and, where the backbone selects, the heat map."""
+    rows, blocks = [], 0
+    for record in pick_records(cfg.DATASETS.TEST[0], number):
+        image = cv2.imread(record["file_name"])
+        output = predictor(image)
+        rgb = np.ascontiguousarray(image[..., ::-1])
+        scale = PANEL / max(rgb.shape[:2])
+        row = [
+            draw_ground_truth(rgb, record, predictor.metadata, scale=scale),
+            draw_predictions(rgb, output["instances"], predictor.metadata, scale=scale),
+        ]
+        deciding = [block for block in output["selection"].blocks if block.keep_mask is not None]
+        if deciding:
+            blocks = len(deciding)
+            row.append(draw_selection(rgb, output["selection"], output["input_size"]))
+        rows.append(row)
+    titles = ["ground truth", "predictions", *(["selection"] if blocks else [])]
+    legend = heat_legend(2 * PANEL, blocks) if blocks else None
+    return picture_grid(rows, titles, groups=2, legend=legend)
+
+
+def code_commit() -> str | None:
+    """The repository's commit, marked where files differ from it; None outside of a repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # An archive unpacked inside another project is not that project's commit.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def compare(output: Path, summary: dict, dense: bool) -> None:
+    """The table, with the twin beside it where it was trained."""
+    name = output.name
+    twin = output.with_name(name.removesuffix("-dense") if name.endswith("-dense") else f"{name}-dense")
+    columns = {"dense" if dense else "select and pack": summary}
+    other = read_summary(twin / "summary.json")
+    if other is not None:
+        columns["select and pack" if dense else "dense"] = other
+        columns = {title: columns[title] for title in ("select and pack", "dense")}
+    say(f"\n{summary_table(columns)}\n")
+    if other is not None:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime((twin / "summary.json").stat().st_mtime))
+        say(f"The twin's column is from {shown(twin)}, {when}.")
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run the demo; returns what summary.json holds."""
+    args = parse_arguments(argv)
+    begin = time.perf_counter()
+    # Third parties' warnings are for those who develop; they name nothing that a reader of this output could change.
+    warnings.simplefilter("ignore")
+    if not args.resume:
+        clear_output(args.output)
+    if "shapes" in Path(args.config_file).read_text() or args.config_file in map(get_config_file, CONFIGS.values()):
+        prepare_shapes()
+    cfg = quiet_setup(args)
+    if not cfg.MODEL.WEIGHTS:
+        weights = args.output / "initial_weights.pth"
+        torch.save({"model": initial_weights(cfg)}, weights)
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = str(weights)
+        cfg.freeze()
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
+
+    # Programs of COCO print to the terminal; their tables are in log.txt as well.
+    with contextlib.redirect_stdout(io.StringIO()):
+        results, seconds = train(cfg, args.resume)
+        say("Drawing")
+        predictor = build_predictor(cfg, str(args.output / "model_final.pth"))
+        save_picture(args.output / "selection.png", draw_examples(cfg, predictor))
+        save_picture(args.output / "curves.png", draw_curves(read_metrics(args.output / "metrics.json")))
+    summary = summarize(results, seconds, code_commit())
+    write_summary(args.output / "summary.json", summary)
+    compare(args.output, summary, dense="spt" not in cfg.MODEL.BACKBONE.NAME)
+    for name in ("summary.json", "selection.png", "curves.png", "log.txt"):
+        say(shown(args.output / name))
+    say(f"{duration(time.perf_counter() - begin)} in all")
+    return summary
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        say("\nStopped. The same command with --resume goes on from the last checkpoint.")
+        sys.exit(130)

@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""
+Train or evaluate a model from a LazyConfig, with Detectron2's command line.
+
+    python tools/lazyconfig_train_net.py --config-file projects/SPT/configs/mask_rcnn_spt_nano_fpn_shapes.py
+    python tools/lazyconfig_train_net.py --config-file FILE --eval-only train.init_checkpoint=output/model_final.pth
+    torchrun --nproc-per-node 8 tools/lazyconfig_train_net.py --config-file FILE train.amp.enabled=True
+"""
+
+import argparse
+
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser
+
+from spt_d2.checkpoint import SelectionCheckpointer
+from spt_d2.engine.launch import distribute, launch
+from spt_d2.engine.lazy import LazyTrainer, evaluate_lazy, setup_lazy
+
+
+def main(args: argparse.Namespace) -> dict:
+    """What one process does; returns the results of the evaluation, empty in processes other than the first."""
+    cfg = setup_lazy(args)
+    if not args.eval_only:
+        trainer = LazyTrainer(cfg)
+        trainer.resume_or_load(args.resume)
+        return trainer.train()
+
+    model = distribute(instantiate(cfg.model).to(cfg.train.device), **cfg.train.ddp)
+    SelectionCheckpointer(model, cfg.train.output_dir).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    return evaluate_lazy(cfg, model)
+
+
+if __name__ == "__main__":
+    launch(main, default_argument_parser().parse_args())
