@@ -1,0 +1,137 @@
+"""What Detectron2 expects of every registered backbone, and that builders read every key."""
+
+import pytest
+import torch
+
+from tests.modeling.nano import nano_cfg
+
+from detectron2.layers import ShapeSpec  # isort: skip
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone  # isort: skip
+from detectron2.structures import ImageList  # isort: skip
+
+from spt_d2 import modeling  # isort: skip
+
+BUILDERS = [
+    "build_spt_backbone",
+    "build_spt_fpn_backbone",
+    "build_retinanet_spt_fpn_backbone",
+    "build_swin_backbone",
+    "build_swin_fpn_backbone",
+    "build_retinanet_swin_fpn_backbone",
+]
+
+
+def test_every_builder_of_the_project_is_tested_here():
+    registered = [name for name, builder in BACKBONE_REGISTRY if builder.__module__.startswith("spt_d2")]
+    assert sorted(registered) == sorted(BUILDERS)
+    metas = [name for name, meta in META_ARCH_REGISTRY if meta.__module__.startswith("spt_d2")]
+    assert sorted(metas) == ["SelectionGeneralizedRCNN", "SelectionPanopticFPN", "SelectionRetinaNet"]
+
+
+def test_public_names_are_pinned():
+    assert set(modeling.__all__) == {
+        "SPT",
+        "Swin",
+        "SelectionFPN",
+        "SelectionGeneralizedRCNN",
+        "SelectionPanopticFPN",
+        "SelectionRetinaNet",
+        *BUILDERS,
+    }
+    assert all(hasattr(modeling, name) for name in modeling.__all__)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_outputs_are_what_the_contract_says(name, channels):
+    backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=channels))
+    assert isinstance(backbone, Backbone)
+    assert isinstance(backbone.size_divisibility, int) and backbone.size_divisibility == 32
+    assert set(backbone.padding_constraints) <= {"size_divisibility", "square_size"}
+    images = ImageList.from_tensors(
+        [torch.randn(channels, 70, 50), torch.randn(channels, 33, 90)],
+        backbone.size_divisibility,
+        padding_constraints=backbone.padding_constraints,
+    )
+    assert tuple(images.tensor.shape[-2:]) == (96, 96)
+    for features in (backbone(images.tensor), backbone.forward_with_selections(images.tensor, images.image_sizes)[0]):
+        shapes = backbone.output_shape()
+        assert list(features) == list(shapes)
+        for level, shape in shapes.items():
+            side = -(-96 // shape.stride)
+            assert tuple(features[level].shape) == (2, shape.channels, side, side), level
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_second_entry_gives_selections_for_spt_and_none_for_swin(name):
+    backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=3)).eval()
+    _, selections = backbone.forward_with_selections(torch.randn(1, 3, 64, 64))
+    assert bool(selections) == ("spt" in name)
+
+
+# For each key a value other than the default, and where the built backbone must show it.
+SHARED_KEYS = {
+    "EMBED_DIM": (16, lambda b: b.patch_embed.proj.out_channels),
+    "DEPTHS": ([1, 2, 1, 1], lambda b: [len(stage.blocks) for stage in b.layers]),
+    "NUM_HEADS": ([2, 2, 4, 4], lambda b: [stage.blocks[0].attn.num_heads for stage in b.layers]),
+    "WINDOW_SIZE": (6, lambda b: b.layers[0].blocks[0].attn.window_size),
+    "MLP_RATIO": (3.0, lambda b: b.layers[0].blocks[0].mlp.fc1.out_features / 8),
+    "QKV_BIAS": (False, lambda b: b.layers[3].blocks[0].attn.qkv.bias is not None),
+    "DROP_RATE": (0.3, lambda b: b.pos_drop.p),
+    "ATTN_DROP_RATE": (0.3, lambda b: b.layers[3].blocks[0].attn.attn_drop),
+    "DROP_PATH_RATE": (0.4, lambda b: round(b.layers[3].blocks[-1].drop_path.rate, 6)),
+    "OUT_FEATURES": (["res3", "res4"], lambda b: list(b.output_shape())),
+    "USE_CHECKPOINT": (True, lambda b: b.layers[2].use_checkpoint and b.layers[0].use_checkpoint),
+}
+OPTION_KEYS = {
+    "GATE": "per_stage",
+    "GATING": "sigmoid",
+    "SELECT": "topk",
+    "KEEP_RATIO": 0.4,
+    "THRESHOLD": 0.2,
+    "TAU": 0.7,
+    "NOISE": "logistic",
+    "GATE_PRIOR": 0.3,
+    "ORDER": "raster",
+    "SEGMENT": "shared",
+    "CONTAINER_SIZE": 20,
+    "POSITION": "rope",
+    "PROJ_TOKENS": "all",
+    "FFN_TOKENS": "light",
+    "ATTENTION_BACKEND": "sdpa",
+}
+SPT_KEYS = {
+    "SPA_STAGES": ([2, 4], lambda b: list(b.spa_stages)),
+    "MULTI_SCALE": (False, lambda b: b.multi_scale),
+    **{key: (value, lambda b, key=key: getattr(b.options, key.lower())) for key, value in OPTION_KEYS.items()},
+}
+# Keys of the meta-architecture, tested with it.
+SUPERVISION_KEYS = {"LOSS_WEIGHT", "LOSS_REDUCTION", "POS_WEIGHT", "SUPERVISE", "RETURN_SELECTIONS", "LOG_PERIOD"}
+
+
+def test_no_key_is_left_out_here():
+    cfg = nano_cfg("build_spt_backbone")
+    assert set(cfg.MODEL.SWIN) == set(SHARED_KEYS)
+    assert set(cfg.MODEL.SPT) == set(SHARED_KEYS) | set(SPT_KEYS) | SUPERVISION_KEYS
+
+
+@pytest.mark.parametrize(
+    "node, key",
+    [("SWIN", key) for key in SHARED_KEYS] + [("SPT", key) for key in (*SHARED_KEYS, *SPT_KEYS)],
+)
+def test_builders_read_every_key(node, key):
+    value, shown = {**SHARED_KEYS, **SPT_KEYS}[key]
+    cfg = nano_cfg(f"build_{node.lower()}_backbone")
+    assert shown(build_backbone(cfg, ShapeSpec(channels=3))) != value, "the test needs another value"
+    cfg.MODEL[node][key] = value
+    assert shown(build_backbone(cfg, ShapeSpec(channels=3))) == value
+
+
+@pytest.mark.parametrize("name", ["build_spt_backbone", "build_swin_fpn_backbone"])
+def test_freeze_at_is_honoured(name):
+    cfg = nano_cfg(name)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    backbone = build_backbone(cfg, ShapeSpec(channels=3))
+    backbone = getattr(backbone, "bottom_up", backbone)
+    assert not any(p.requires_grad for p in backbone.layers[0].parameters())
+    assert all(p.requires_grad for p in backbone.layers[1].parameters())
