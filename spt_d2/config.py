@@ -71,7 +71,7 @@ def _add_spt(cfg: CfgNode) -> None:
     # per_block (paper) or per_stage: one decision for all blocks of a stage.
     node.GATE = "per_block"
     # Factor by which the score scales what enters attention (eq. 5): sigmoid (paper), centred (at the threshold) or
-    # none. A calibrated score is far below 1 for nearly every token, and the paper's factor then flattens the attention.
+    # none. A calibrated score is far below 1 for nearly every token, and the paper's factor then flattens attention.
     node.GATING = "none"
     # Who decides: gate (paper), topk, random, oracle (ground-truth labels) or all.
     node.SELECT = "gate"

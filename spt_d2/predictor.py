@@ -62,9 +62,10 @@ class SelectionPredictor:
             image: (H, W, 3) uint8 in BGR order, as ``cv2.imread`` gives it.
 
         Returns:
-            the model's output for it, in pixels of ``image``: ``instances`` and the like; where selections are returned,
-            ``selection`` (an :class:`~spt_d2.ops.selection.ImageSelection`); always ``input_size``: (height, width)
-            of the image as the network saw it, which the functions of :mod:`spt_d2.visualization` ask for.
+            the model's output for it, in pixels of ``image``: ``instances`` and the like; where selections are
+            returned, ``selection`` (an :class:`~spt_d2.ops.selection.ImageSelection`); always ``input_size``:
+            (height, width) of the image as the network saw it, which the functions of :mod:`spt_d2.visualization`
+            ask for.
 
         Raises:
             ValueError: no such image.

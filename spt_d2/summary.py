@@ -20,8 +20,8 @@ def summarize(results: Mapping[str, Mapping[str, float]], train_seconds: float, 
 
     Returns:
         ``{"box", "segm", "selection", "macs_g", "train_seconds", "commit"}``. APs in percent; selection figures as
-        fractions weighted by tokens, over all stages and by stage; multiply-adds of the backbone in units of 10^9, means
-        over the images. None where nothing is known, such as the selection of a dense backbone.
+        fractions weighted by tokens, over all stages and by stage; multiply-adds of the backbone in units of 10^9,
+        means over the images. None where nothing is known, such as the selection of a dense backbone.
     """
     figures = results.get("selection", {})
     summary = {

@@ -166,8 +166,8 @@ def draw_keep_mask(
     if not -len(blocks) <= block < len(blocks):
         raise IndexError(f"draw_keep_mask(block=) expects one of {len(blocks)} blocks of stage {stage}. Got {block}.")
     keep = _to_pixels(blocks[block], input_size or image.shape[:2]).astype(np.uint8)
-    keep = cv2.resize(keep, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)[..., None]
-    return np.where(keep.astype(bool), image, (image * 0.25).astype(np.uint8))
+    scaled = cv2.resize(keep, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)[..., None]
+    return np.where(scaled.astype(bool), image, (image * 0.25).astype(np.uint8))
 
 
 def draw_predictions(

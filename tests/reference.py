@@ -46,9 +46,7 @@ def bands(length: int, window_size: int, shift_size: int) -> list[list[int]]:
 def token_sequence(height: int, width: int, window_size: int, shift_size: int, order: str) -> list[tuple[int, int]]:
     """(row, column) of the tokens of one image in the order in which they are packed."""
     if order == "raster":
-        return [
-            ((i + shift_size) % height, (j + shift_size) % width) for i in range(height) for j in range(width)
-        ]
+        return [((i + shift_size) % height, (j + shift_size) % width) for i in range(height) for j in range(width)]
     sequence = []
     for rows in bands(height, window_size, shift_size):
         for columns in bands(width, window_size, shift_size):

@@ -27,11 +27,11 @@ from pathlib import Path
 # Detectron2 and this project read it when they are imported. The repository's folder, wherever the program is run from.
 os.environ.setdefault("DETECTRON2_DATASETS", str(Path(__file__).resolve().parents[1] / "datasets"))
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
@@ -185,7 +185,8 @@ def draw_examples(cfg: CfgNode, predictor: SelectionPredictor, number: int = 6) 
     """A grid: ground truth, predictions and, where the backbone selects, the heat map."""
     rows, blocks = [], 0
     for record in pick_records(cfg.DATASETS.TEST[0], number):
-        image = cv2.imread(record["file_name"])
+        # As the mapper reads it: turned as its EXIF says, and an error where it cannot be read.
+        image = read_image(record["file_name"], "BGR")
         output = predictor(image)
         rgb = np.ascontiguousarray(image[..., ::-1])
         scale = PANEL / max(rgb.shape[:2])

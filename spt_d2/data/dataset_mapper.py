@@ -16,7 +16,7 @@ class SelectionDatasetMapper(DatasetMapper):
     Everything :class:`DatasetMapper` gives, and ``selection_labels`` (Sec. 3.2, App. B.3).
 
     The new key holds ``{stride: (ceil(h / stride), ceil(w / stride)) uint8}`` for the augmented image of (h, w) pixels:
-    1 object, 0 background, 255 ignored. All other keys are those of the stock mapper, with the same random numbers drawn.
+    1 object, 0 background, 255 ignored. All other keys are those of the stock mapper, with the same random numbers.
 
     Labels are made at evaluation too, for selection figures and ``SELECT: oracle``; there a dict without annotations
     gives none. What the stock mapper drops as empty marks nothing.
@@ -38,8 +38,8 @@ class SelectionDatasetMapper(DatasetMapper):
         Args:
             is_train: whether for training.
             strides: pixels per token of the wanted labels.
-            label_source: ``auto`` (masks where an annotation has one, else its box), ``box`` or ``mask`` (every annotation
-                must have one). Masks are used whether or not the detector trains on them.
+            label_source: ``auto`` (masks where an annotation has one, else its box), ``box`` or ``mask`` (every
+                annotation must have one). Masks are used whether or not the detector trains on them.
             stock: the other arguments of :class:`DatasetMapper`.
 
         Raises:
@@ -50,7 +50,8 @@ class SelectionDatasetMapper(DatasetMapper):
         good = strides and len(set(strides)) == len(strides) and all(isinstance(s, int) and s > 0 for s in strides)
         if not good:
             raise ValueError(
-                f"SelectionDatasetMapper(strides=) expects distinct whole numbers above 0 (INPUT.SPT.STRIDES). Got {strides}."
+                "SelectionDatasetMapper(strides=) expects distinct whole numbers above 0 (INPUT.SPT.STRIDES). "
+                f"Got {strides}."
             )
         if label_source not in LABEL_SOURCES:
             raise ValueError(

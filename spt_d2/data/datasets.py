@@ -49,8 +49,8 @@ def register_custom_datasets(entries: Sequence[Sequence[str]]) -> list[str]:
     Files are read when a data set is first asked for, its categories now. The same entry may be registered again.
 
     Args:
-        entries: each ``[name, json file, image folder]``. Relative paths are taken from the working directory where they
-            exist, else from ``$DETECTRON2_DATASETS``.
+        entries: each ``[name, json file, image folder]``. Relative paths are taken from the working directory where
+            they exist, else from ``$DETECTRON2_DATASETS``.
 
     Returns:
         the names.
@@ -90,7 +90,9 @@ def _register(name: str, json_file: str, image_root: str, categories: Categories
     metadata = MetadataCatalog.get(name)
     taken = {key: metadata.get(key) for key in wanted if metadata.get(key) not in (None, wanted[key])}
     if taken or (name in DatasetCatalog and metadata.get("json_file") is None):
-        known = "".join(f"\n  registered {key}: {value}\n  wanted     {key}: {wanted[key]}" for key, value in taken.items())
+        known = "".join(
+            f"\n  registered {key}: {value}\n  wanted     {key}: {wanted[key]}" for key, value in taken.items()
+        )
         raise ValueError(f"The data set name '{name}' is taken.{known}\nHINT: choose another name in DATASETS.CUSTOM.")
     if name not in DatasetCatalog:
         load = partial(load_coco_json, json_file, image_root, name, extra_annotation_keys=_EXTRA_KEYS)

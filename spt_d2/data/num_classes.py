@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from spt_d2.data.datasets import Categories, dataset_categories, register_custom_datasets
@@ -26,8 +25,8 @@ def setup_datasets(cfg: CfgNode, opts: Sequence[str]) -> None:
 
     Args:
         cfg: changed in place.
-        opts: command-line overrides, ``KEY VALUE KEY VALUE ...``. A number of classes among them is the user's word, and
-            is not overwritten.
+        opts: command-line overrides, ``KEY VALUE KEY VALUE ...``. A number of classes among them has to be that of the
+            json.
 
     Raises:
         ValueError: classes of training and validation sets, or of a command-line override, disagree; and what
@@ -64,8 +63,8 @@ def setup_lazy_datasets(cfg: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         as :func:`setup_datasets`.
     """
-    entries = OmegaConf.select(cfg, "datasets.custom")
-    custom = register_custom_datasets(OmegaConf.to_container(entries) if entries else [])
+    entries: Any = OmegaConf.select(cfg, "datasets.custom")
+    custom = register_custom_datasets([entry if isinstance(entry, str) else list(entry) for entry in entries or ()])
     categories = agreed_categories(_lazy_names(cfg, "train"), _lazy_names(cfg, "test"), custom)
     if categories is None:
         return
@@ -80,10 +79,9 @@ def setup_lazy_datasets(cfg: DictConfig, overrides: Sequence[str]) -> None:
     logger.info(f"{count} classes from {categories.source}: {', '.join(changed) or 'nothing'} set.")
 
 
-def _class_counts(node: DictConfig | ListConfig, path: str) -> Iterator[tuple[DictConfig, str, str]]:
+def _class_counts(node: Any, path: str) -> Iterator[tuple[DictConfig, str, str]]:
     """Every ``num_classes`` that is a number: its node, its key, its path."""
-    keys = range(len(node)) if isinstance(node, ListConfig) else [str(key) for key in node]
-    for key in keys:
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
         if key in _NOT_THINGS or OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
             continue
         child = node[key]
@@ -117,8 +115,8 @@ def agreed_categories(train: Sequence[str], test: Sequence[str], custom: Sequenc
     own = {*custom, "shapes_train", "shapes_val"}
     if own.isdisjoint([*train, *test]):
         return None
-    known = {name: dataset_categories(name) for name in (*train, *test)}
-    known = {name: categories for name, categories in known.items() if categories is not None}
+    asked = {name: dataset_categories(name) for name in (*train, *test)}
+    known = {name: categories for name, categories in asked.items() if categories is not None}
     reference = next((name for name in train if name in known), None)
     if reference is None:
         return None

@@ -88,8 +88,8 @@ def polygon_runs(vertices: np.ndarray, sizes: np.ndarray, image_size: tuple[int,
     edge = np.repeat(np.arange(len(start)), count)
     column = np.arange(len(edge)) + (first - np.cumsum(count) + count)[edge]
 
-    # Its fine row: the lesser of those just left and just right of the centre. The rounding, in float64, is pycocotools'
-    # own, (int)(y0 + slope * step + 0.5).
+    # Its fine row: the lesser of those just left and just right of the centre. The rounding, in float64, is that of
+    # pycocotools, (int)(y0 + slope * step + 0.5).
     nearer = _CENTRE - x0 + (slope < 0)
     slopes = slope[edge]
     y = np.floor(y0[edge] + slopes * (column * _FINE + nearer[edge]) + 0.5)

@@ -99,7 +99,7 @@ def _read_boxes(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
     plain = all(isinstance(box, (list, tuple)) for box in boxes)
     if not annotations:
         return np.zeros((0, 4))
-    if plain and modes <= {BoxMode.XYWH_ABS} or modes <= {BoxMode.XYXY_ABS}:
+    if (plain and modes <= {BoxMode.XYWH_ABS}) or modes <= {BoxMode.XYXY_ABS}:
         array = np.array(boxes, dtype=np.float32 if plain and modes == {BoxMode.XYWH_ABS} else np.float64)
         if modes == {BoxMode.XYWH_ABS}:
             array[:, 2:] += array[:, :2]
@@ -131,7 +131,8 @@ def adopt_moved(
         mask = annotation.get("segmentation")
         if annotation.get("iscrowd", 0) or regions.masks[index] is None:
             continue
-        if len(mask) == 0 if isinstance(mask, list) else not (mask == 1).any():
+        empty = len(mask) == 0 if isinstance(mask, list) else not np.any(mask == 1)
+        if empty:
             if not isinstance(mask, list) and _is_lost(regions.masks[index], transforms, original_size):
                 regions.masks[index] = None
             else:
@@ -171,7 +172,9 @@ def draw_labels(
         ``{stride: (ceil(h / stride), ceil(w / stride)) uint8}``: 1 object, 0 background, 255 ignored.
     """
     base = math.gcd(*strides)
-    by_box, by_polygon, by_pixel = [], [], []
+    by_box: list[int] = []
+    by_polygon: list[int] = []
+    by_pixel: list[int] = []
     for index in np.flatnonzero(regions.alive).tolist():
         mask = regions.masks[index] if regions.drawn == "mask" else None
         (by_box if mask is None else by_polygon if isinstance(mask, list) else by_pixel).append(index)
@@ -248,9 +251,9 @@ def cropped_view(transforms: T.TransformList, image_size: tuple[int, int]) -> np
     """
     Part of the augmented image that shows something, where a crop is followed by what lets its outside reappear.
 
-    A crop's outside lies outside the image, until a rotation or padding brings its coordinates back in. Nothing is there:
-    polygons have to end where the crop did, and a mask that comes out empty was too small to draw, and is not one that
-    the crop cut away, only if all of it lies in the view.
+    A crop's outside lies outside the image, until a rotation or padding brings its coordinates back in. Nothing is
+    there: polygons have to end where the crop did, and a mask that comes out empty was too small to draw, and is not
+    one that the crop cut away, only if all of it lies in the view.
 
     Args:
         transforms: what happened to the image.
@@ -339,6 +342,6 @@ def _is_lost(mask: Any, transforms: T.TransformList, size: tuple[int, int]) -> b
 
 def _lie_in(view: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Which of the points (k, 2) lie where ``view`` (h, w) is set: (k,) bool."""
-    inside = (points > 0).all(axis=1) & (points < view.shape[::-1]).all(axis=1)
+    inside = np.asarray(np.logical_and(points > 0, points < view.shape[::-1]).all(axis=1))
     columns, rows = np.floor(np.where(inside[:, None], points, 0)).astype(np.int64).T
     return inside & view[rows, columns]

@@ -1,6 +1,7 @@
 """A stage: blocks of one resolution, and the merging that follows them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class SwinStage(nn.Module):
         drop_path: Sequence[float],
         downsample: bool,
         use_checkpoint: bool = False,
-        **block,
+        **block: Any,
     ):
         super().__init__()
         self.use_checkpoint = use_checkpoint
@@ -79,7 +80,7 @@ class SelectPackStage(nn.Module):
         downsample: bool,
         stage: int,
         use_checkpoint: bool = False,
-        **block,
+        **block: Any,
     ):
         super().__init__()
         self.use_checkpoint, self.stage = use_checkpoint, stage
@@ -128,7 +129,7 @@ class SelectPackStage(nn.Module):
         return x, selections
 
 
-def _run(block: nn.Module, use_checkpoint: bool, *inputs):
+def _run(block: nn.Module, use_checkpoint: bool, *inputs: Any) -> Any:
     if use_checkpoint and block.training and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

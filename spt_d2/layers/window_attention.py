@@ -73,7 +73,7 @@ class WindowAttention(nn.Module):
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(n, tokens, dim)))
 
     def _softmax_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, batch: int) -> Tensor:
-        """(B * windows, h, M^2, d) queries, keys and values, and (windows or 1, h, M^2, M^2) bias, to the values' shape."""
+        """(B * windows, h, M^2, d) queries, keys, values and (windows or 1, h, M^2, M^2) bias to the values' shape."""
         dropout = self.attn_drop if self.training else 0.0
         if q.is_cpu and torch.is_grad_enabled() and bias.requires_grad:
             # No fused CPU kernel differentiates a bias, and the fallback of scaled_dot_product_attention searches every

@@ -25,11 +25,11 @@ from spt_d2.modeling.meta_arch import SelectionGeneralizedRCNN, SelectionPanopti
 
 __all__ = [
     "SPT",
-    "Swin",
     "SelectionFPN",
     "SelectionGeneralizedRCNN",
     "SelectionPanopticFPN",
     "SelectionRetinaNet",
+    "Swin",
     "build_retinanet_spt_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
     "build_spt_backbone",

@@ -9,6 +9,7 @@ Shape shorthand in this module:
 import functools
 import logging
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @functools.lru_cache(maxsize=1)
-def _fmha():
+def _fmha() -> Any:
     """xformers' memory-efficient attention, or None where it is not installed or its import fails."""
     try:
         from xformers.ops import fmha
@@ -41,7 +42,7 @@ def xformers_available() -> bool:
     return _fmha() is not None
 
 
-def block_diagonal_mask(layout: PackedLayout, device: torch.device):
+def block_diagonal_mask(layout: PackedLayout, device: torch.device) -> Any:
     """
     The xformers ``BlockDiagonalMask`` of a layout: its blocks are the layout's segments.
 

@@ -94,8 +94,8 @@ def pool_labels(labels: Tensor, factor: int) -> Tensor:
         return labels.clone()
     if h % factor or w % factor:
         labels = F.pad(labels, (0, -w % factor, 0, -h % factor))
-    # Negated modulo 256 the values rank as they should: background 0, ignored 1, object 255. Rows go first: their maximum
-    # is taken over whole contiguous lines.
+    # Negated modulo 256 the values rank as they should: background 0, ignored 1, object 255. Rows go first: their
+    # maximum is taken over whole contiguous lines.
     ranks = -labels
     ranks = ranks.view(-1, factor, ranks.shape[1]).amax(dim=1)
     return -ranks.view(ranks.shape[0], -1, factor).amax(dim=2)

@@ -120,7 +120,7 @@ def split_selections(
 
 def valid_tokens(
     image_sizes: Sequence[tuple[int, int]] | None,
-    grid_size: tuple[int, int],
+    grid_size: Sequence[int],
     stride: int,
     batch: int,
     device: torch.device,

@@ -18,8 +18,8 @@ from spt_d2.data import SelectionDatasetMapper
 from spt_d2.ops.labels import pool_labels
 from tests.data.scenes import (
     AUGMENTATIONS,
-    H,
     STRIDES,
+    H,
     W,
     annotation,
     assert_same_labels,
@@ -321,7 +321,10 @@ STOCK_OPTIONS = {
     "boxes": ("polygons", {}),
     "polygons": ("polygons", {"use_instance_mask": True}),
     "bitmasks": ("compressed", {"use_instance_mask": True, "instance_mask_format": "bitmask"}),
-    "recomputed": ("compressed", {"use_instance_mask": True, "instance_mask_format": "bitmask", "recompute_boxes": True}),
+    "recomputed": (
+        "compressed",
+        {"use_instance_mask": True, "instance_mask_format": "bitmask", "recompute_boxes": True},
+    ),
     "keypoints": ("boxes", {"use_keypoint": True, "keypoint_hflip_indices": np.array([1, 0])}),
 }
 
@@ -421,7 +424,9 @@ def test_lazy_config(tmp_path):
         strides=[8, 16],
     )
     annotations = objects("mixed")
-    assert_same_labels(instantiate(lazy)(scene(tmp_path, annotations))["selection_labels"], truth(annotations, [], (8, 16)))
+    assert_same_labels(
+        instantiate(lazy)(scene(tmp_path, annotations))["selection_labels"], truth(annotations, [], (8, 16))
+    )
 
 
 @pytest.mark.parametrize("strides", [(), (8, 8), (0,), (8.0,), (-8,)])

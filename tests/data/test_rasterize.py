@@ -60,9 +60,7 @@ def test_painted_runs_are_the_pooled_union(stride):
     polygons = [star(rng, *rng.uniform(-20, 320, 2), rng.uniform(2, 60), 12) for _ in range(40)]
     vertices, sizes, _ = polygon_arrays([[p.ravel().tolist()] for p in polygons])
     union = np.max([draw_polygon(p, h, w) for p in polygons], axis=0)
-    expected = [
-        [union[i : i + stride, j : j + stride].any() for j in range(0, w, stride)] for i in range(0, h, stride)
-    ]
+    expected = [[union[i : i + stride, j : j + stride].any() for j in range(0, w, stride)] for i in range(0, h, stride)]
     painted = paint_runs(polygon_runs(vertices, sizes, (h, w)), (h, w), stride)
     assert painted.shape == (math.ceil(h / stride), math.ceil(w / stride))
     np.testing.assert_array_equal(painted, expected)

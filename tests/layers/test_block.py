@@ -16,7 +16,9 @@ from tests import reference
 DIM, HEADS, WINDOW = 8, 2, 3
 
 
-def make_block(shift_size: int = 1, has_gate: bool = True, dtype: torch.dtype = torch.float64, **values) -> SelectPackBlock:
+def make_block(
+    shift_size: int = 1, has_gate: bool = True, dtype: torch.dtype = torch.float64, **values
+) -> SelectPackBlock:
     """A block whose gate keeps about half of the tokens."""
     options = SelectPackOptions(**{"window_size": WINDOW, "threshold": 0.5, "tau": 0.8, **values})
     block = SelectPackBlock(DIM, HEADS, options, shift_size=shift_size, has_gate=has_gate, mlp_ratio=2.0)
@@ -102,7 +104,9 @@ KINDS = list(itertools.product(reference.ORDERS_AND_SEGMENTS, (0, 1)))
 # Every choice of gating, position and tokens; orders, segments and shifts take turns.
 CHOICES = [
     pytest.param(
-        *choice, *KINDS[i % len(KINDS)], id="-".join(map(str, (*choice, *KINDS[i % len(KINDS)][0], KINDS[i % len(KINDS)][1])))
+        *choice,
+        *KINDS[i % len(KINDS)],
+        id="-".join(map(str, (*choice, *KINDS[i % len(KINDS)][0], KINDS[i % len(KINDS)][1]))),
     )
     for i, choice in enumerate(itertools.product(GATINGS, POSITIONS, PROJ_TOKENS, FFN_TOKENS))
 ]
@@ -202,7 +206,8 @@ def test_anchor_everything_kept_is_swins_window_attention(
     container_size, height, width, shift_size, with_bias, training, device
 ):
     block, swin = (
-        module.train(training).to(device) for module in anchor_pair(with_bias, shift_size, container_size=container_size)
+        module.train(training).to(device)
+        for module in anchor_pair(with_bias, shift_size, container_size=container_size)
     )
     x = torch.randn(2, height, width, DIM, dtype=torch.float64, device=device, requires_grad=True)
     valid = torch.ones(2, height, width, dtype=torch.bool, device=device)
@@ -366,7 +371,10 @@ def test_training_and_evaluation_decide_alike_without_noise():
 
 
 def test_every_dropout_is_off_in_evaluation():
-    for block_class, arguments in ((SwinBlock, ()), (SelectPackBlock, (SelectPackOptions(window_size=7, ffn_tokens="light"),))):
+    for block_class, arguments in (
+        (SwinBlock, ()),
+        (SelectPackBlock, (SelectPackOptions(window_size=7, ffn_tokens="light"),)),
+    ):
         noisy = block_class(DIM, HEADS, *arguments, drop=0.5, attn_drop=0.5, drop_path=0.5)
         plain = block_class(DIM, HEADS, *arguments)
         plain.load_state_dict(noisy.state_dict())
@@ -397,7 +405,9 @@ def test_a_block_without_gate_follows_the_decision_it_is_given():
 
 
 def test_a_block_without_gate_and_decision_is_an_error():
-    with pytest.raises(ValueError, match=r"SelectPackBlock\(has_gate=False\) expects the decision of its stage's first block"):
+    with pytest.raises(
+        ValueError, match=r"SelectPackBlock\(has_gate=False\) expects the decision of its stage's first block"
+    ):
         make_block(has_gate=False)(torch.zeros(1, 3, 3, DIM).double(), torch.ones(1, 3, 3, dtype=torch.bool))
 
 

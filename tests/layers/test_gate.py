@@ -52,4 +52,6 @@ def test_an_untrained_gate_keeps_everything(gating):
 def test_gates_start_at_the_prior_where_the_border_allows_it():
     assert torch.sigmoid(torch.tensor(initial_gate_bias("none", 0.05, 1.0, 0.1))).item() == pytest.approx(0.1)
     assert torch.sigmoid(torch.tensor(initial_gate_bias("none", 0.0, 1.0, 0.1))).item() == pytest.approx(0.1)
-    assert torch.sigmoid(torch.tensor(initial_gate_bias("sigmoid", 0.01, 1.0, 0.1))).item() == pytest.approx(0.9933, abs=1e-4)
+    assert torch.sigmoid(torch.tensor(initial_gate_bias("sigmoid", 0.01, 1.0, 0.1))).item() == pytest.approx(
+        0.9933, abs=1e-4
+    )

@@ -8,11 +8,11 @@ from tests import reference
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from detectron2.config import CfgNode, get_cfg  # noqa: E402
-from detectron2.structures import BitMasks, Boxes, Instances  # noqa: E402
+from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import BitMasks, Boxes, Instances
 
-from spt_d2.config import add_spt_config  # noqa: E402
-from spt_d2.modeling import SPT, Swin  # noqa: E402
+from spt_d2.config import add_spt_config
+from spt_d2.modeling import SPT, Swin
 
 SIZES = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4, "mlp_ratio": 2.0}
 FEATURES = ("res2", "res3", "res4", "res5")
@@ -81,7 +81,9 @@ def batch_of_inputs(*sizes: tuple[int, int], strides: tuple[int, ...] = (4, 8, 1
         masks = torch.zeros(count, height, width, dtype=torch.bool)
         masks[:, height // 4 : height // 2, width // 4 : width // 2] = True
         instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.tensor([[width // 4, height // 4, width // 2, height // 2]] * count).view(-1, 4).float())
+        instances.gt_boxes = Boxes(
+            torch.tensor([[width // 4, height // 4, width // 2, height // 2]] * count).view(-1, 4).float()
+        )
         instances.gt_classes = torch.zeros(count, dtype=torch.long)
         instances.gt_masks = BitMasks(masks)
         labels = {}

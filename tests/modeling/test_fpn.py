@@ -45,7 +45,8 @@ def test_equals_detectron2s_fpn(top, norm, fuse_type):
     weights = {n: p for n, p in theirs.named_parameters() if not n.startswith("bottom_up") and p.requires_grad}
     last = list(expected)[-2]
     used = [
-        n for n, g in zip(weights, torch.autograd.grad(expected[last].sum(), list(weights.values()), allow_unused=True))
+        n
+        for n, g in zip(weights, torch.autograd.grad(expected[last].sum(), list(weights.values()), allow_unused=True))
         if g is not None
     ]
     expected, actual = theirs(x)[last], ours(x)[last]

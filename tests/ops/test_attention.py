@@ -231,7 +231,9 @@ def test_shapes_that_do_not_fit_are_an_error(small, change):
 def test_xformers_asked_for_on_the_cpu_is_an_error_that_says_why(small):
     pytest.importorskip("xformers", reason="xformers is not installed")
     q, layout = small
-    with pytest.raises(ValueError, match=r"backend='xformers'(.|\n)*refused: xformers' kernels need CUDA(.|\n)*HINT: .*'auto'"):
+    with pytest.raises(
+        ValueError, match=r"backend='xformers'(.|\n)*refused: xformers' kernels need CUDA(.|\n)*HINT: .*'auto'"
+    ):
         ops.packed_attention(q, q, q, layout, backend="xformers")
 
 
@@ -252,5 +254,7 @@ def test_segments_that_do_not_cover_the_tokens_are_an_error(small):
     pytest.importorskip("xformers", reason="xformers is not installed")
     _, layout = small
     layout = PackedLayout(layout.keep_indices, (4,), (3,), (0,), 4, 1, (2, 2))
-    with pytest.raises(ValueError, match=r"expects segments that cover the packed tokens.\n  sum\(seqlens\): 3\n  tokens      : 4"):
+    with pytest.raises(
+        ValueError, match=r"expects segments that cover the packed tokens.\n  sum\(seqlens\): 3\n  tokens      : 4"
+    ):
         ops.block_diagonal_mask(layout, torch.device("cpu"))

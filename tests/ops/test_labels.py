@@ -166,7 +166,9 @@ def test_stacking_names_what_is_wrong():
         stack_selection_labels([], (64, 64))
     with pytest.raises(ValueError, match=r"same strides[\s\S]*image 1: \[8\]"):
         stack_selection_labels([make_labels(20, 40), make_labels(20, 40, (8,))], (64, 64))
-    with pytest.raises(ValueError, match=r"fit into the padded input[\s\S]*\(3, 5\) at stride 8, image 0[\s\S]*\(3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"fit into the padded input[\s\S]*\(3, 5\) at stride 8, image 0[\s\S]*\(3, 4\)"
+    ):
         stack_selection_labels([make_labels(20, 40)], (20, 32))
     with pytest.raises(ValueError, match="uint8 at stride 8"):
         stack_selection_labels([{8: torch.zeros(2, 2)}], (16, 16))

@@ -67,7 +67,9 @@ def test_ignored_and_padded_tokens_have_no_loss_and_no_gradient():
 def test_loss_is_invariant_to_how_a_batch_is_split(parts, size, reduction):
     score, label, valid = a_case(parts * size)
     whole = selection_loss(score, label, valid, reduction=reduction)
-    split = [selection_loss(*chunk, reduction=reduction) for chunk in zip(*(t.split(size) for t in (score, label, valid)))]
+    split = [
+        selection_loss(*chunk, reduction=reduction) for chunk in zip(*(t.split(size) for t in (score, label, valid)))
+    ]
     reference.close(torch.stack(split).mean(), whole)
 
 
@@ -132,7 +134,9 @@ def test_a_worked_example():
 
 def test_unknown_reduction_is_an_error():
     score, label, valid = a_case()
-    with pytest.raises(ValueError, match=r"selection_loss\(reduction=\) expects one of \('mean', 'sum'\)\. Got 'median'"):
+    with pytest.raises(
+        ValueError, match=r"selection_loss\(reduction=\) expects one of \('mean', 'sum'\)\. Got 'median'"
+    ):
         selection_loss(score, label, valid, reduction="median")
 
 
@@ -140,5 +144,7 @@ def test_unknown_reduction_is_an_error():
 def test_shapes_that_differ_are_an_error(which):
     case = list(a_case())
     case[which] = case[which][:, :2]
-    with pytest.raises(ValueError, match=r"score, label and valid of one shape \(B, H, W\).\n  score.shape: \(3, 4, 5\)\n"):
+    with pytest.raises(
+        ValueError, match=r"score, label and valid of one shape \(B, H, W\).\n  score.shape: \(3, 4, 5\)\n"
+    ):
         selection_loss(*case)

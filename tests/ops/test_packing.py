@@ -196,9 +196,13 @@ def test_a_keep_mask_that_is_not_contiguous_packs_alike():
     assert torch.equal(pack_layout(strided, **rule).keep_indices, pack_layout(plain, **rule).keep_indices)
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, 3), torch.zeros(1, 2, 3, 3) > 0])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, 3), torch.zeros(1, 2, 3, 3) > 0]
+)
 def test_a_keep_mask_of_wrong_shape_or_dtype_is_an_error(bad):
-    with pytest.raises(ValueError, match=r"pack_layout\(keep_mask=\) expects one decision per token.\n.*\(B, H, W\) torch.bool"):
+    with pytest.raises(
+        ValueError, match=r"pack_layout\(keep_mask=\) expects one decision per token.\n.*\(B, H, W\) torch.bool"
+    ):
         pack_layout(bad, container_size=4, window_size=2)
 
 
@@ -208,7 +212,10 @@ def test_a_keep_mask_of_wrong_shape_or_dtype_is_an_error(bad):
         ({"segment": "bag"}, r"segment expects one of \('container', 'shared', 'window'\)\. Got 'bag'"),
         ({"container_size": 0}, "container_size expects at least 1 token. Got 0"),
         ({"segment": "window", "order": "raster"}, "segment='window' expects order='window'.*Got 'raster'"),
-        ({"segment": "window", "container_size": 8}, r"whole windows into containers.\n  window_size\^2 : 9\n  container_size: 8"),
+        (
+            {"segment": "window", "container_size": 8},
+            r"whole windows into containers.\n  window_size\^2 : 9\n  container_size: 8",
+        ),
         ({"order": "spiral"}, r"token_order\(order=\) expects one of"),
     ],
 )

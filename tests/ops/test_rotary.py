@@ -21,9 +21,7 @@ def test_logits_depend_on_offsets_alone():
     q, k = torch.randn(2, 1, 1, 8, dtype=torch.float64).unbind(0)
 
     def logit(query, key):
-        turned = [
-            apply_rotary(x, rotary_angles(torch.tensor([place]), 8)) for x, place in ((q, query), (k, key))
-        ]
+        turned = [apply_rotary(x, rotary_angles(torch.tensor([place]), 8)) for x, place in ((q, query), (k, key))]
         return (turned[0] * turned[1]).sum()
 
     reference.close(logit((3, 5), (1, 9)), logit((13, 25), (11, 29)), atol=1e-5, rtol=1e-5)

@@ -109,7 +109,9 @@ def test_share_kept_under_noise_is_that_of_the_formula(noise, probability, thres
     assert torch.equal(keep, soft > threshold)
 
 
-@pytest.mark.parametrize("noise, mean, variance", [("logistic", 0.0, math.pi**2 / 3), ("gumbel", 0.5772, math.pi**2 / 6)])
+@pytest.mark.parametrize(
+    "noise, mean, variance", [("logistic", 0.0, math.pi**2 / 3), ("gumbel", 0.5772, math.pi**2 / 6)]
+)
 def test_noise_has_the_moments_of_its_distribution(noise, mean, variance):
     samples = 200_000
     sample = ops.selection_noise(torch.zeros(samples), noise)
@@ -281,7 +283,10 @@ def test_split_selections_of_an_empty_batch_and_of_none_at_all():
         (lambda s, v: ops.select_tokens(s, v, select="best"), "select expects one of .*Got 'best'"),
         (lambda s, v: ops.select_tokens(s, v, noise="white"), "noise expects one of .*Got 'white'"),
         (lambda s, v: ops.gating_factor(s, "relu", 0.1), "gating expects one of .*Got 'relu'"),
-        (lambda s, v: ops.select_tokens(s, v, select="oracle"), "select='oracle' expects selection labels(.|\n)*HINT: use SelectionDatasetMapper"),
+        (
+            lambda s, v: ops.select_tokens(s, v, select="oracle"),
+            "select='oracle' expects selection labels(.|\n)*HINT: use SelectionDatasetMapper",
+        ),
     ],
 )
 def test_values_that_are_unknown_or_missing_are_errors(call, message):

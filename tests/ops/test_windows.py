@@ -40,7 +40,9 @@ def test_unpartition_undoes_partition(height, width, contiguous):
     assert torch.equal(ops.window_unpartition(cut, 7, padded, (height, width)), x)
 
 
-@pytest.mark.parametrize("height, width, window_size, shift_size", [(7, 7, 7, 3), (14, 21, 7, 3), (4, 6, 2, 1), (9, 3, 3, 2)])
+@pytest.mark.parametrize(
+    "height, width, window_size, shift_size", [(7, 7, 7, 3), (14, 21, 7, 3), (4, 6, 2, 1), (9, 3, 3, 2)]
+)
 def test_shifted_mask_separates_what_the_roll_brought_together(height, width, window_size, shift_size):
     mask = ops.shifted_window_mask((height, width), window_size, shift_size, CPU, torch.float64)
     window = 0

@@ -58,7 +58,8 @@ class SelectionSupervision(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.SPT
         return {
-            **super().from_config(cfg),
+            # Of the stock class that follows this mixin.
+            **super().from_config(cfg),  # type: ignore[misc]
             "loss_weight": node.LOSS_WEIGHT,
             "loss_reduction": node.LOSS_REDUCTION,
             "pos_weight": node.POS_WEIGHT,

@@ -185,8 +185,8 @@ def test_a_padded_image_gives_what_it_gives_alone(order, segment, position, sele
     sizes = [(64, 96), (96, 32)]
     alone = [images(1, *size) for size in sizes]
     padded = torch.zeros(2, 3, 96, 96, dtype=torch.float64)
-    for image, given, (height, width) in zip(padded, alone, sizes):
-        image[:, :height, :width] = given[0]
+    for image, own, (height, width) in zip(padded, alone, sizes):
+        image[:, :height, :width] = own[0]
     features, selections = model.forward_with_selections(padded, sizes)
     for b, (height, width) in enumerate(sizes):
         own_features, own_selections = model.forward_with_selections(alone[b], [sizes[b]])
@@ -205,7 +205,9 @@ def test_a_padded_image_gives_what_it_gives_alone(order, segment, position, sele
 def test_padding_is_never_selected(select, noise):
     model = nano_spt(select=select, noise=noise, spa_stages=(1, 3))
     sizes = [(64, 64), (33, 17)]
-    _, selections = model.forward_with_selections(images(), sizes, {s: torch.ones(2, 64 // s, 64 // s).byte() for s in (4, 16)})
+    _, selections = model.forward_with_selections(
+        images(), sizes, {s: torch.ones(2, 64 // s, 64 // s).byte() for s in (4, 16)}
+    )
     for selection in selections:
         rows, columns = -(-33 // selection.stride), -(-17 // selection.stride)
         assert selection.valid[1].sum() == rows * columns
@@ -312,7 +314,9 @@ def test_training_and_evaluation_decide_alike_without_noise():
 def test_recomputed_activations_give_the_same_gradients(noise):
     x, gradients = images(), []
     for use_checkpoint in (False, True):
-        model = nano_spt(use_checkpoint=use_checkpoint, noise=noise, drop_path_rate=0.4, drop_rate=0.2, gating="sigmoid")
+        model = nano_spt(
+            use_checkpoint=use_checkpoint, noise=noise, drop_path_rate=0.4, drop_rate=0.2, gating="sigmoid"
+        )
         torch.manual_seed(4)
         features, selections = model.forward_with_selections(x)
         loss = sum(f.square().sum() for f in features.values()) + sum(s.score.square().sum() for s in selections)
@@ -330,7 +334,9 @@ def test_frozen_stages_keep_their_gates_and_draw_no_noise(freeze_at):
     assert all(p.requires_grad for p in model.output_gates.parameters())
     _, first = model.forward_with_selections(x := images())
     _, second = model.forward_with_selections(x)
-    same = [torch.equal(a.keep_mask, b.keep_mask) for a, b in zip(first, second) if a.keep_mask is not None and a.stage == 3]
+    same = [
+        torch.equal(a.keep_mask, b.keep_mask) for a, b in zip(first, second) if a.keep_mask is not None and a.stage == 3
+    ]
     assert all(same) == (freeze_at == 4)
 
 
@@ -377,7 +383,9 @@ def test_oracle_reads_the_labels_of_its_stride():
         assert selection.block is None or torch.equal(selection.keep_mask, labels[selection.stride] == 1)
 
 
-@pytest.mark.parametrize("labels", [None, {}, {16: torch.ones(2, 4, 4, dtype=torch.uint8)}], ids=["none", "empty", "one_stride"])
+@pytest.mark.parametrize(
+    "labels", [None, {}, {16: torch.ones(2, 4, 4, dtype=torch.uint8)}], ids=["none", "empty", "one_stride"]
+)
 def test_oracle_without_labels_is_an_error(labels):
     with pytest.raises(ValueError, match="select='oracle' expects selection labels at this stride"):
         nano_spt(select="oracle").forward_with_selections(images(), None, labels)

@@ -48,7 +48,9 @@ def test_equals_detectron2s_swin_in_float32():
         reference.close(mine, yours, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("embed_dim, depths, heads", [(96, (2, 2, 6, 2), (3, 6, 12, 24)), (128, (2, 2, 18, 2), (4, 8, 16, 32))])
+@pytest.mark.parametrize(
+    "embed_dim, depths, heads", [(96, (2, 2, 6, 2), (3, 6, 12, 24)), (128, (2, 2, 18, 2), (4, 8, 16, 32))]
+)
 def test_published_sizes_have_the_parameters_of_detectron2s(embed_dim, depths, heads):
     with torch.device("meta"):
         ours = Swin(embed_dim=embed_dim, depths=depths, num_heads=heads)
@@ -132,7 +134,10 @@ def test_a_dense_backbone_has_no_selections():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"depths": (2, 2, 2)}, r"one depth and one number of heads for each of 1 to 4 stages.\n  depths   : \(2, 2, 2\)"),
+        (
+            {"depths": (2, 2, 2)},
+            r"one depth and one number of heads for each of 1 to 4 stages.\n  depths   : \(2, 2, 2\)",
+        ),
         ({"depths": (1,) * 5, "num_heads": (1,) * 5}, "one depth and one number of heads for each of 1 to 4 stages"),
         ({"out_features": ("p2",)}, r"out_features expects some of \('res2', 'res3', 'res4', 'res5'\). Got \('p2',\)"),
         ({"out_features": ()}, "out_features expects some of"),

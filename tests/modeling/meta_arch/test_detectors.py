@@ -154,7 +154,12 @@ def test_outputs_carry_their_selections_on_request(meta_architecture, kind):
         if kind == "swin":
             assert selection.blocks == []
             continue
-        assert [(b.stage, b.block, b.stride) for b in selection.blocks] == [(2, None, 8), (3, 0, 16), (3, 1, 16), (4, 0, 32)]
+        assert [(b.stage, b.block, b.stride) for b in selection.blocks] == [
+            (2, None, 8),
+            (3, 0, 16),
+            (3, 1, 16),
+            (4, 0, 32),
+        ]
         for block in selection.blocks:
             assert block.score.shape == (-(-height // block.stride), -(-width // block.stride))
             if block.keep_mask is not None:
@@ -191,7 +196,10 @@ def test_proposals_may_be_given():
     cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.LOAD_PROPOSALS = "PrecomputedProposals", True
     model = build_model(cfg)
     inputs = batch_of_inputs(*SIZES)
-    with pytest.raises(ValueError, match=r"expects 'proposals' in every input. Got none.\nHINT: MODEL.LOAD_PROPOSALS"), EventStorage(0):
+    with (
+        pytest.raises(ValueError, match=r"expects 'proposals' in every input. Got none.\nHINT: MODEL.LOAD_PROPOSALS"),
+        EventStorage(0),
+    ):
         model(inputs)
     with pytest.raises(ValueError, match="expects 'proposals' in every input"):
         model.eval()(inputs)
@@ -208,7 +216,10 @@ def test_proposals_may_be_given():
 def test_retinanet_without_ground_truth_is_an_error():
     model = build("SelectionRetinaNet", "spt")
     inputs = [{k: v for k, v in given.items() if k != "instances"} for given in batch_of_inputs(*SIZES)]
-    with pytest.raises(ValueError, match="SelectionRetinaNet expects 'instances' in every training input. Got none"), EventStorage(0):
+    with (
+        pytest.raises(ValueError, match="SelectionRetinaNet expects 'instances' in every training input. Got none"),
+        EventStorage(0),
+    ):
         model(inputs)
 
 

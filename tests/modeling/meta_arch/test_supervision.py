@@ -139,7 +139,9 @@ def test_pixels_of_padding_and_their_labels_do_not_reach_the_loss():
     model = build()
     inputs = batch_of_inputs(*SIZES)
     images = model.preprocess_image(inputs)
-    labels = stack_selection_labels([x["selection_labels"] for x in inputs], tuple(images.tensor.shape[-2:]), torch.device("cpu"))
+    labels = stack_selection_labels(
+        [x["selection_labels"] for x in inputs], tuple(images.tensor.shape[-2:]), torch.device("cpu")
+    )
     _, selections = model.backbone.forward_with_selections(images.tensor, images.image_sizes)
     wild = {stride: label.clone() for stride, label in labels.items()}
     for selection in selections:
@@ -185,8 +187,14 @@ def test_training_without_labels_at_a_gates_stride_is_an_error_that_names_it():
 
 def test_a_backbone_without_the_second_entry_is_an_error():
     resnet = ResNet(BasicStem(), [], out_features=["stem"])
-    with pytest.raises(TypeError, match=r"SelectionGeneralizedRCNN\(backbone=\) expects a backbone with forward_with_selections\(\). Got ResNet.\nHINT"):
-        SelectionGeneralizedRCNN(backbone=resnet, proposal_generator=None, roi_heads=None, pixel_mean=[0], pixel_std=[1])
+    with pytest.raises(
+        TypeError,
+        match=r"SelectionGeneralizedRCNN\(backbone=\) expects a backbone with forward_with_selections\(\). "
+        r"Got ResNet.\nHINT",
+    ):
+        SelectionGeneralizedRCNN(
+            backbone=resnet, proposal_generator=None, roi_heads=None, pixel_mean=[0], pixel_std=[1]
+        )
 
 
 def test_an_unknown_reduction_is_an_error():
