@@ -96,6 +96,8 @@ class SelectionDatasetMapper(DatasetMapper):
         if self._labels_only:
             del dataset_dict["annotations"]
         else:
+            if self.use_instance_mask:
+                _expect_masks(annotations, dataset_dict.get("file_name"))
             try:
                 super()._transform_annotations(dataset_dict, transforms, image_shape)
             except ModuleNotFoundError as error:
@@ -105,3 +107,15 @@ class SelectionDatasetMapper(DatasetMapper):
             if self.use_instance_mask:
                 adopt_moved(regions, annotations, transforms, original_size, tighten=self.recompute_boxes)
         dataset_dict["selection_labels"] = draw_labels(regions, transforms, original_size, image_shape, self.strides)
+
+
+def _expect_masks(annotations: Sequence[dict[str, Any]], file_name: str | None) -> None:
+    """Detectron2 would train on, and fail in its mask head, with nothing said of the data."""
+    counted = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
+    missing = sum("segmentation" not in annotation for annotation in counted)
+    if missing:
+        raise ValueError(
+            "A detector that trains on masks expects one in every annotation. "
+            f"Got none in {missing} of {len(counted)} of {file_name}.\n"
+            "HINT: MODEL.MASK_ON False (use_instance_mask=False) trains a detector of boxes."
+        )

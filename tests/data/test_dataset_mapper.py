@@ -461,3 +461,16 @@ def test_cropping_polygons_without_shapely_names_the_cure(tmp_path, monkeypatch)
     dataset_dict = scene(tmp_path, objects("polygons"))
     with pytest.raises(ImportError, match="HINT: pip install shapely"):
         labels_of(dataset_dict, AUGMENTATIONS["cropped"], use_instance_mask=True)
+
+
+def test_a_mask_detector_on_boxes_names_the_image_and_the_cure(tmp_path):
+    """The stock mapper leaves gt_masks out, or raises a KeyError; a crowd needs none."""
+    boxes, masks = [annotation([10.0, 10.0, 20.0, 20.0])], [annotation([10.0, 10.0, 20.0, 20.0], segmentation=[[10, 10, 30, 10, 30, 30]])]
+    crowd = [annotation([0.0, 0.0, 9.0, 9.0], iscrowd=1)]
+    with_masks = mapper(use_instance_mask=True)
+    record = scene(tmp_path, masks + boxes)
+    with pytest.raises(ValueError, match=rf"Got none in 1 of 2 of {record['file_name']}.\nHINT: MODEL.MASK_ON False"):
+        with_masks(record)
+    assert with_masks(scene(tmp_path, masks + crowd))["instances"].has("gt_masks")
+    plain = mapper(use_instance_mask=False)
+    assert len(plain(record)["instances"]) == 2
