@@ -250,10 +250,31 @@ def _overlay(
         scaled = None
     visualizer = Visualizer(canvas, metadata)
     colors = [_CLASS_COLORS[c % len(_CLASS_COLORS)] for c in classes]
-    drawn = visualizer.overlay_instances(
-        boxes=boxes * np.tile(factor, 2), masks=scaled, labels=labels, assigned_colors=colors, alpha=0.35
+    boxes = boxes * np.tile(factor, 2)
+    visualizer.overlay_instances(boxes=boxes, masks=scaled, assigned_colors=colors, alpha=0.35)
+    # Last first: a detector's most confident label comes first, and is to lie on top.
+    for box, label, color in list(zip(boxes, labels, colors))[::-1]:
+        _draw_label(visualizer, box, label, color, size)
+    return np.ascontiguousarray(visualizer.get_output().get_image())
+
+
+def _draw_label(
+    visualizer: Visualizer, box: np.ndarray, label: str, color: tuple[float, ...], size: tuple[int, int]
+) -> None:
+    """Below a box, or above it at the picture's lower border; Detectron2's own labels are cut off at the right one."""
+    x1, y1, x2, y2 = box.tolist()
+    font_size = visualizer._default_font_size * 0.75
+    # A line of text with its frame is about twice as high as its letters.
+    line = 2 * font_size
+    y = y2 if y2 + line < size[1] else max(y1 - line, 0)
+    left = x1 + x2 < size[0]
+    visualizer.draw_text(
+        label,
+        (x1 if left else x2, y),
+        font_size=font_size,
+        color=color,
+        horizontal_alignment="left" if left else "right",
     )
-    return np.ascontiguousarray(drawn.get_image())
 
 
 def picture_grid(

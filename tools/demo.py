@@ -240,6 +240,8 @@ def main(argv: list[str] | None = None) -> dict:
     begin = time.perf_counter()
     # Third parties' warnings are for those who develop; they name nothing that a reader of this output could change.
     warnings.simplefilter("ignore")
+    for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not args.resume:
         clear_output(args.output)
     if "shapes" in Path(args.config_file).read_text() or args.config_file in map(get_config_file, CONFIGS.values()):
