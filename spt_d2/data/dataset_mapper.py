@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
+from spt_d2.data.object_sizes import sized_objects
 from spt_d2.data.regions import LABEL_SOURCES, adopt_moved, draw_labels, read_regions
 
 
@@ -19,7 +20,9 @@ class SelectionDatasetMapper(DatasetMapper):
     1 object, 0 background, 255 ignored. All other keys are those of the stock mapper, with the same random numbers.
 
     Labels are made at evaluation too, for selection figures and ``SELECT: oracle``; there a dict without annotations
-    gives none. What the stock mapper drops as empty marks nothing.
+    gives none. What the stock mapper drops as empty marks nothing. Figures by object size want the objects as well:
+    ``selection_boxes``, (n, 4) XYXY in pixels of the augmented image, and ``selection_areas``, (n,) in pixels^2 of the
+    original one.
 
     An annotation marked ``ignore`` or ``ignored`` is an ignore region for the gates. To the detector it is an object as
     in the stock mapper, unless it is a crowd as well.
@@ -94,6 +97,8 @@ class SelectionDatasetMapper(DatasetMapper):
         original_size = dataset_dict["height"], dataset_dict["width"]
         regions = read_regions(annotations, transforms, image_shape, self.label_source)
         if self._labels_only:
+            objects = sized_objects(regions, annotations, original_size)
+            dataset_dict["selection_boxes"], dataset_dict["selection_areas"] = objects
             del dataset_dict["annotations"]
         else:
             if self.use_instance_mask:

@@ -82,7 +82,7 @@ class SelectionEvaluator(DatasetEvaluator):
 
     An object's retention is the share of the object tokens in its box that were kept. It is given by COCO's object
     sizes where inputs have ``selection_boxes`` ((n, 4) XYXY in pixels of the network input) and ``selection_areas``
-    ((n,), pixels^2 of the original annotation).
+    ((n,), pixels^2 of the original annotation), as those of :class:`~spt_d2.data.SelectionDatasetMapper` do.
 
     Args:
         backbone: whose multiply-adds are counted (Swin, SPT, or an FPN over one of them); None leaves them out.

@@ -465,7 +465,10 @@ def test_cropping_polygons_without_shapely_names_the_cure(tmp_path, monkeypatch)
 
 def test_a_mask_detector_on_boxes_names_the_image_and_the_cure(tmp_path):
     """The stock mapper leaves gt_masks out, or raises a KeyError; a crowd needs none."""
-    boxes, masks = [annotation([10.0, 10.0, 20.0, 20.0])], [annotation([10.0, 10.0, 20.0, 20.0], segmentation=[[10, 10, 30, 10, 30, 30]])]
+    boxes, masks = (
+        [annotation([10.0, 10.0, 20.0, 20.0])],
+        [annotation([10.0, 10.0, 20.0, 20.0], segmentation=[[10, 10, 30, 10, 30, 30]])],
+    )
     crowd = [annotation([0.0, 0.0, 9.0, 9.0], iscrowd=1)]
     with_masks = mapper(use_instance_mask=True)
     record = scene(tmp_path, masks + boxes)
@@ -474,3 +477,30 @@ def test_a_mask_detector_on_boxes_names_the_image_and_the_cure(tmp_path):
     assert with_masks(scene(tmp_path, masks + crowd))["instances"].has("gt_masks")
     plain = mapper(use_instance_mask=False)
     assert len(plain(record)["instances"]) == 2
+
+
+def test_at_evaluation_objects_come_with_their_boxes_and_areas(tmp_path):
+    """Boxes as the network sees them, areas as annotated; crowds, ignored and vanished ones are no objects."""
+    square = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
+    bitmask = np.zeros((H, W), np.uint8)
+    bitmask[5:10, 40:44] = 1
+    annotations = [
+        annotation([10.0, 10.0, 20.0, 30.0]),
+        annotation([10.0, 10.0, 20.0, 20.0], segmentation=[*square, [0.0, 0.0, 4.0, 0.0, 4.0, 4.0, 0.0, 4.0]]),
+        annotation([40.0, 5.0, 4.0, 5.0], segmentation=encode(bitmask)),
+        annotation([40.0, 5.0, 44.0, 10.0], BoxMode.XYXY_ABS, segmentation=bitmask),
+        annotation([10.0, 10.0, 20.0, 20.0], area=123.0, segmentation=square),
+        annotation([0.0, 0.0, 9.0, 9.0], iscrowd=1),
+        annotation([0.0, 0.0, 9.0, 9.0], ignored=1),
+        annotation([-20.0, 0.0, 9.0, 9.0]),
+    ]
+    record = scene(tmp_path, annotations)
+    output = mapper([resize(H, W, 2 * H, 3 * W), hflip(2 * H, 3 * W)], is_train=False)(record)
+    wide = 3 * W
+    left_to_right = [(10, 10, 30, 40), (10, 10, 30, 30), (40, 5, 44, 10), (40, 5, 44, 10), (10, 10, 30, 30)]
+    expected = [(wide - 3 * x2, 2 * y1, wide - 3 * x1, 2 * y2) for x1, y1, x2, y2 in left_to_right]
+    torch.testing.assert_close(output["selection_boxes"], torch.tensor(expected, dtype=torch.float32))
+    assert output["selection_areas"].tolist() == [600.0, 416.0, 20.0, 20.0, 123.0]
+    assert not {"selection_boxes", "selection_areas"} & mapper(is_train=True)(record).keys()
+    empty = mapper(is_train=False)(scene(tmp_path, []))
+    assert empty["selection_boxes"].shape == (0, 4) and empty["selection_areas"].shape == (0,)
