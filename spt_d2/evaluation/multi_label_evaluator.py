@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is remembered of one image: (K,) float64 logits; (K,) bool, whether it shows a class, whether that is open."""
+    """What is remembered of one image: (K,) float64 logits; (K,) bool, whether it shows a class, and is open on it."""
 
     image_id: int | str | None
     logits: np.ndarray

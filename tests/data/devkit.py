@@ -66,7 +66,7 @@ def make_devkit(folder: Path) -> Path:
 
 
 def save_owners(folder, name, owner):
-    image = Image.fromarray(owner).convert("P")
+    image = Image.fromarray(owner)
     # Colours like the devkit's: what counts is the index, not the colour.
     image.putpalette([(37 * i) % 256 for i in range(3 * 256)])
     image.save(folder / "SegmentationObject" / f"{name}.png")

@@ -146,7 +146,7 @@ def test_pixels_of_no_annotation_are_ignored(devkit, tmp_path):
 def test_object_ratios(devkit):
     images = load(devkit)
     assert object_ratio(images["2008_000001"]) == 1
-    assert object_ratio(images["2008_000001"], ratio="sum") == 1 + 400 / (H * W)
+    assert object_ratio(images["2008_000001"], ratio="sum") == 5200 / (H * W)
     # Two boxes of 30 x 20 that share 20 x 10.
     assert object_ratio(images["2010_000005"]) == 1000 / (H * W)
     assert object_ratio(images["2010_000005"], ratio="sum") == 1200 / (H * W)

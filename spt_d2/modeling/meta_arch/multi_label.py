@@ -60,9 +60,10 @@ class MultiLabelClassifier(nn.Module):
             )  # fmt: skip
         self.backbone, self.num_classes, self.feature = backbone, num_classes, feature
         self.stride = shapes[feature].stride
-        self.head = nn.Linear(shapes[feature].channels, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        # Not "head": so Swin's own checkpoints call the layer of their 1,000 classes.
+        self.label_predictor = nn.Linear(shapes[feature].channels, num_classes)
+        nn.init.trunc_normal_(self.label_predictor.weight, std=0.02)
+        nn.init.zeros_(self.label_predictor.bias)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False)
 
@@ -112,7 +113,7 @@ class MultiLabelClassifier(nn.Module):
         """
         x = features[self.feature]
         valid = valid_tokens(image_sizes, x.shape[-2:], self.stride, x.shape[0], x.device)
-        return self.head(pool_valid_tokens(x, valid))
+        return self.label_predictor(pool_valid_tokens(x, valid))
 
     def classification_losses(self, logits: Tensor, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """

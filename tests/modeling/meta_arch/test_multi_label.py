@@ -11,6 +11,7 @@ from tests.modeling.nano import nano_cfg
 from detectron2.modeling import build_model  # isort: skip
 from detectron2.utils.events import EventStorage  # isort: skip
 
+from spt_d2.checkpoint import SelectionCheckpointer  # isort: skip
 from spt_d2.modeling import MultiLabelClassifier  # isort: skip
 
 CLASSES = 5
@@ -104,7 +105,7 @@ def slow_logits(model, inputs):
             for j in range(image.shape[2])
             if i * 32 < height and j * 32 < width
         ]
-        rows.append(torch.stack(tokens).mean(dim=0) @ model.head.weight.T + model.head.bias)
+        rows.append(torch.stack(tokens).mean(dim=0) @ model.label_predictor.weight.T + model.label_predictor.bias)
     return torch.stack(rows)
 
 
@@ -199,12 +200,26 @@ def test_a_level_of_a_pyramid_may_be_read_and_what_is_not_read_is_warned_of(capl
     with caplog.at_level(logging.WARNING, logger="spt_d2"):
         model = build_model(cfg)
     assert "reads 'p4' alone: what the backbone has for ['p2', 'p3', 'p5', 'p6'] gets no gradient" in caplog.text
-    assert (model.stride, model.head.in_features) == (16, 16)
+    assert (model.stride, model.label_predictor.in_features) == (16, 16)
     with torch.no_grad():
         assert model.eval()(batch_of_inputs(*SIZES))[0]["logits"].shape == (CLASSES,)
     caplog.clear()
     build()
     assert not caplog.text
+
+
+def test_a_checkpoint_with_other_classes_loses_its_predictor_loudly(caplog, tmp_path):
+    first = build()
+    torch.save({"model": first.state_dict()}, tmp_path / "first.pth")
+    cfg = classifier_cfg()
+    cfg.MODEL.MULTI_LABEL.NUM_CLASSES = 3
+    second = build_model(cfg)
+    before = second.label_predictor.weight.clone()
+    with caplog.at_level(logging.WARNING, logger="spt_d2"):
+        SelectionCheckpointer(second).load(str(tmp_path / "first.pth"))
+    assert "label_predictor.weight: (5, 64) in the checkpoint, (3, 64) here" in caplog.text
+    assert torch.equal(second.label_predictor.weight, before)
+    assert torch.equal(second.backbone.norm3.weight, first.backbone.norm3.weight)
 
 
 def test_what_is_missing_is_named():
