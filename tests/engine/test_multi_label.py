@@ -131,16 +131,17 @@ def test_twins_have_the_same_parameters_and_learn_at_the_same_rates(twins: tuple
         for key in ("lr", "weight_decay", "eps"):
             assert first[key] == second[key], key
         assert tuple(first["betas"]) == tuple(second["betas"])
-    solver, train = cfg.SOLVER, lazy.train
+    # On one parameter, for the steps are many.
+    one, other = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=node.lr) for _ in range(2))
     schedulers = (
-        build_lr_scheduler(cfg, optimizers[0]),
-        LRMultiplier(optimizers[1], instantiate(lazy.lr_multiplier), train.max_iter),
+        build_lr_scheduler(cfg, one),
+        LRMultiplier(other, instantiate(lazy.lr_multiplier), lazy.train.max_iter),
     )
-    for _ in range(solver.MAX_ITER - 1):
-        for optimizer, scheduler in zip(optimizers, schedulers):
+    for _ in range(cfg.SOLVER.MAX_ITER - 1):
+        for optimizer, scheduler in zip((one, other), schedulers):
             optimizer.step()
             scheduler.step()
-        first, second = (optimizer.param_groups[0]["lr"] for optimizer in optimizers)
+        first, second = (optimizer.param_groups[0]["lr"] for optimizer in (one, other))
         assert first == pytest.approx(second, rel=1e-9)
 
 
@@ -291,6 +292,7 @@ def test_evaluation_alone_gives_the_results_of_the_run(
     assert written(tmp_path)["images"] == written(yaml_run[0])["images"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate(yaml_run: tuple[Path, dict], tiny_yaml: Path, tmp_path: Path) -> None:
     """Every parameter has a gradient, or the second iteration would fail; images keep their order."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -83,14 +83,14 @@ def test_ignored_classes_have_no_gradient_and_others_that_of_a_sigmoid():
     multi_label_loss(logits, labels, ignored).backward()
     counted = (~ignored).sum(dim=1, keepdim=True).clamp(min=1)
     expected = (torch.sigmoid(logits) - labels) / counted / len(logits) * ~ignored
-    reference.close(logits.grad, expected.detach(), atol=1e-7)
+    reference.close(logits.grad, expected.detach(), atol=1e-7, rtol=1e-5)
     assert (logits.grad[1] == 0).all() and (logits.grad[2] != 0).all()
 
 
 def test_the_loss_does_not_depend_on_how_a_batch_is_split():
     logits, labels, ignored = random_classes()
     parts = [multi_label_loss(logits[i : i + 1], labels[i : i + 1], ignored[i : i + 1]) for i in range(len(logits))]
-    reference.close(multi_label_loss(logits, labels, ignored), torch.stack(parts).mean(), atol=1e-6)
+    reference.close(multi_label_loss(logits, labels, ignored), torch.stack(parts).mean(), atol=1e-6, rtol=1e-6)
 
 
 def test_under_autocast_the_loss_is_float32():

@@ -34,6 +34,8 @@ class MultiLabelClassifier(nn.Module):
         ValueError: a feature that the backbone does not have.
     """
 
+    pixel_mean: Tensor
+
     @configurable
     def __init__(
         self,
