@@ -15,8 +15,11 @@ logger = logging.getLogger(__name__)
 
 # Buffers that Swin's authors store and this project computes.
 _COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# Layers whose shapes follow the number of classes: box and mask heads (of a cascade too), RetinaNet, semantic heads.
-_PREDICTOR = re.compile(r"(^|\.)(box_predictor|mask_head\.predictor|head\.cls_score|sem_seg_head\.predictor)\.")
+# Layers whose shapes follow the number of classes: box and mask heads (of a cascade too), RetinaNet, semantic heads,
+# multi-label classifiers.
+_PREDICTOR = re.compile(
+    r"(^|\.)(box_predictor|mask_head\.predictor|head\.cls_score|sem_seg_head\.predictor|label_predictor)\."
+)
 
 
 class SelectionCheckpointer(DetectionCheckpointer):

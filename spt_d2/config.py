@@ -2,6 +2,7 @@
 
 from detectron2.config import CfgNode
 
+from spt_d2.evaluation.average_precision import FLAVOURS
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS
 from spt_d2.ops.attention import BACKENDS
 from spt_d2.ops.losses import REDUCTIONS
@@ -14,7 +15,8 @@ LABEL_SOURCES = ("auto", "box", "mask")
 
 def add_spt_config(cfg: CfgNode) -> None:
     """
-    Add ``MODEL.SWIN``, ``MODEL.SPT``, ``INPUT.SPT``, ``DATASETS.CUSTOM``, and keys of the solver and evaluation.
+    Add ``MODEL.SWIN``, ``MODEL.SPT``, ``MODEL.MULTI_LABEL``, ``INPUT.SPT``, ``DATASETS.CUSTOM``, and keys of the solver
+    and evaluation.
 
     Defaults are what experiments recommend; the paper's value is named where it differs.
 
@@ -23,6 +25,7 @@ def add_spt_config(cfg: CfgNode) -> None:
     """
     _add_swin(cfg)
     _add_spt(cfg)
+    _add_multi_label(cfg)
     _add_input(cfg)
     _add_training(cfg)
 
@@ -116,6 +119,19 @@ def _add_spt(cfg: CfgNode) -> None:
     node.LOG_PERIOD = 20
 
 
+def _add_multi_label(cfg: CfgNode) -> None:
+    """Keys of the meta-architectures ``SelectionMultiLabelClassifier`` and ``MultiLabelClassifier`` (Tables 5, 7)."""
+    cfg.MODEL.MULTI_LABEL = CfgNode()
+    node = cfg.MODEL.MULTI_LABEL
+    # Classes K, each present or absent by itself (VOC: 20); set from the json of a training set of one's own.
+    node.NUM_CLASSES = 20
+    # The backbone's feature map that is averaged over tokens, such as res5. Let OUT_FEATURES name this one only.
+    node.FEATURE = "res5"
+    # Average precision behind mAP: voc10 (area under the precision envelope, VOC's devkit since 2010), voc07 (11
+    # points) or step (scikit-learn's). The paper does not say which; the other two are reported beside it.
+    node.AVERAGE_PRECISION = "voc10"
+
+
 def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.SPT = CfgNode()
     # Strides in pixels at which selection labels are made; those of the stages that have gates. 4 when stage 1 has.
@@ -206,6 +222,12 @@ def validate_spt_config(cfg: CfgNode) -> None:
     expect(precision in ("float16", "bfloat16"), "SOLVER.AMP.PRECISION", "'float16' or 'bfloat16'", precision)
     expect(cfg.SOLVER.METRIC_PERIOD >= 1, "SOLVER.METRIC_PERIOD", "at least 1 iteration", cfg.SOLVER.METRIC_PERIOD)
     expect(0 <= cfg.MODEL.EMA.DECAY < 1, "MODEL.EMA.DECAY", "a decay in [0, 1)", cfg.MODEL.EMA.DECAY)
+    multi_label = cfg.MODEL.MULTI_LABEL
+    expect(multi_label.NUM_CLASSES >= 1, "MODEL.MULTI_LABEL.NUM_CLASSES", "at least 1 class", multi_label.NUM_CLASSES)
+    flavour = multi_label.AVERAGE_PRECISION
+    expect(flavour in FLAVOURS, "MODEL.MULTI_LABEL.AVERAGE_PRECISION", f"one of {FLAVOURS}", flavour)
+    augmented = cfg.TEST.AUG.ENABLED
+    expect(not (classifies(cfg) and augmented), "TEST.AUG.ENABLED", "False with a classifier", augmented)
     if problems:
         raise ValueError("The config is not valid:\n" + "\n".join(problems))
 
@@ -216,3 +238,8 @@ def gate_strides(spa_stages: list[int], multi_scale: bool) -> list[int]:
     if multi_scale:
         stages |= {stage - 1 for stage in spa_stages if stage > 1}
     return sorted(2 ** (stage + 1) for stage in stages)
+
+
+def classifies(cfg: CfgNode) -> bool:
+    """Whether the config's model says which classes an image shows, where others detect objects."""
+    return cfg.MODEL.META_ARCHITECTURE.endswith("MultiLabelClassifier")

@@ -17,8 +17,8 @@ from detectron2.data.datasets import load_coco_json
 
 logger = logging.getLogger(__name__)
 
-# Detectron2 keeps "iscrowd" by itself; the mapper reads these too.
-_EXTRA_KEYS = ["ignored", "area"]
+# Detectron2 keeps "iscrowd" by itself; the mappers read these too.
+_EXTRA_KEYS = ["ignored", "area", "difficult"]
 
 
 @dataclass(frozen=True)

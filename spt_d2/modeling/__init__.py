@@ -21,12 +21,20 @@ from spt_d2.modeling.fpn import (
     build_spt_fpn_backbone,
     build_swin_fpn_backbone,
 )
-from spt_d2.modeling.meta_arch import SelectionGeneralizedRCNN, SelectionPanopticFPN, SelectionRetinaNet
+from spt_d2.modeling.meta_arch import (
+    MultiLabelClassifier,
+    SelectionGeneralizedRCNN,
+    SelectionMultiLabelClassifier,
+    SelectionPanopticFPN,
+    SelectionRetinaNet,
+)
 
 __all__ = [
     "SPT",
+    "MultiLabelClassifier",
     "SelectionFPN",
     "SelectionGeneralizedRCNN",
+    "SelectionMultiLabelClassifier",
     "SelectionPanopticFPN",
     "SelectionRetinaNet",
     "Swin",

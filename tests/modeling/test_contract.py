@@ -19,13 +19,20 @@ BUILDERS = [
     "build_swin_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
 ]
+META_ARCHITECTURES = [
+    "MultiLabelClassifier",
+    "SelectionGeneralizedRCNN",
+    "SelectionMultiLabelClassifier",
+    "SelectionPanopticFPN",
+    "SelectionRetinaNet",
+]
 
 
 def test_every_builder_of_the_project_is_tested_here():
     registered = [name for name, builder in BACKBONE_REGISTRY if builder.__module__.startswith("spt_d2")]
     assert sorted(registered) == sorted(BUILDERS)
     metas = [name for name, meta in META_ARCH_REGISTRY if meta.__module__.startswith("spt_d2")]
-    assert sorted(metas) == ["SelectionGeneralizedRCNN", "SelectionPanopticFPN", "SelectionRetinaNet"]
+    assert sorted(metas) == sorted(META_ARCHITECTURES)
 
 
 def test_public_names_are_pinned():
@@ -33,9 +40,7 @@ def test_public_names_are_pinned():
         "SPT",
         "Swin",
         "SelectionFPN",
-        "SelectionGeneralizedRCNN",
-        "SelectionPanopticFPN",
-        "SelectionRetinaNet",
+        *META_ARCHITECTURES,
         *BUILDERS,
     }
     assert all(hasattr(modeling, name) for name in modeling.__all__)
