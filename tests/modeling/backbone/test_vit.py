@@ -86,11 +86,11 @@ def test_the_last_two_thirds_select_by_default():
 
 
 def test_one_decision_is_shared_by_all_blocks():
-    model = nano_vit(gate="per_stage", noise="logistic", spa_blocks=(0, 1, 2))
+    model = nano_vit(gate="per_stage", noise="logistic", spa_blocks=(1, 2))
     _, (first, *others) = model.forward_with_selections(images())
     for other in others:
         assert torch.equal(first.keep_mask, other.keep_mask) and torch.equal(first.score, other.score)
-    assert model.blocks[0].gate is not None and model.blocks[1].gate is None
+    assert model.blocks[1].gate is not None and model.blocks[2].gate is None
 
 
 # No image sees another, nobody selects padding.
