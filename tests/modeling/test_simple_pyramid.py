@@ -38,9 +38,9 @@ def test_levels_without_norms_work():
 
 def test_images_are_padded_to_the_stride_of_p5():
     model = pyramid()
-    padded = ImageList.from_tensors(
-        [torch.randn(3, 40, 70)], model.size_divisibility, padding_constraints=model.padding_constraints
-    ).tensor
+    image = torch.randn(3, 40, 70)
+    padded = ImageList.from_tensors([image], padding_constraints=model.padding_constraints).tensor
+    assert padded.shape == ImageList.from_tensors([image], model.size_divisibility).tensor.shape
     assert padded.shape[-2:] == (64, 96)
     assert [tuple(level.shape[-2:]) for level in model(padded).values()] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
 
