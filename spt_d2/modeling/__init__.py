@@ -11,8 +11,10 @@ except ImportError as error:
 from spt_d2.modeling.backbone import (
     SPT,
     Swin,
+    ViT,
     build_spt_backbone,
     build_swin_backbone,
+    build_vit_backbone,
 )
 from spt_d2.modeling.fpn import (
     SelectionFPN,
@@ -28,6 +30,11 @@ from spt_d2.modeling.meta_arch import (
     SelectionPanopticFPN,
     SelectionRetinaNet,
 )
+from spt_d2.modeling.simple_pyramid import (
+    SelectionSimplePyramid,
+    build_retinanet_vit_fpn_backbone,
+    build_vit_fpn_backbone,
+)
 
 __all__ = [
     "SPT",
@@ -37,11 +44,16 @@ __all__ = [
     "SelectionMultiLabelClassifier",
     "SelectionPanopticFPN",
     "SelectionRetinaNet",
+    "SelectionSimplePyramid",
     "Swin",
+    "ViT",
     "build_retinanet_spt_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
+    "build_retinanet_vit_fpn_backbone",
     "build_spt_backbone",
     "build_spt_fpn_backbone",
     "build_swin_backbone",
     "build_swin_fpn_backbone",
+    "build_vit_backbone",
+    "build_vit_fpn_backbone",
 ]

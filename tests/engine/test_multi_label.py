@@ -74,6 +74,7 @@ def test_every_leaf_is_short_valid_and_trains_a_step(name: str) -> None:
     validate_spt_config(cfg)
     for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN):
         node.EMBED_DIM, node.DEPTHS, node.NUM_HEADS = SMALL["EMBED_DIM"], SMALL["DEPTHS"], SMALL["NUM_HEADS"]
+    cfg.MODEL.VIT.EMBED_DIM, cfg.MODEL.VIT.NUM_HEADS = 24, 2
     model = build_model(cfg)
     with EventStorage():
         losses = model(inputs(cfg.MODEL.MULTI_LABEL.NUM_CLASSES))
