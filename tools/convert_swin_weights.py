@@ -18,6 +18,7 @@ them.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -56,8 +57,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--trust", action="store_true", help="read Python objects in SOURCE as well, which runs code that is in it"
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
-    args = parser.parse_args(argv)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+    # Overrides come last, after options that stand between them and the files.
+    args = parser.parse_intermixed_args(argv)
     if args.variant and args.opts:
         parser.error(f"overrides expect --config-file. Got {' '.join(args.opts)}")
     if not args.source.is_file():
@@ -73,9 +75,11 @@ def wanted_weights(args: argparse.Namespace) -> dict[str, Tensor]:
     """The state dict of the model that the weights are for."""
     if args.variant:
         model, (channels, heads), depths = VARIANTS[args.variant]
-        options = {"position": "relative_bias"} if model is SPT else {}
+        sizes: dict[str, Any] = {"embed_dim": channels, "depths": depths, "num_heads": heads}
+        if model is SPT:
+            sizes["position"] = "relative_bias"
         with torch.device("meta"):
-            return model(embed_dim=channels, depths=depths, num_heads=heads, **options).state_dict()
+            return model(**sizes).state_dict()
     if args.config_file.endswith(".py"):
         return instantiate(LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts).model).state_dict()
     return build_model(load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])).state_dict()

@@ -32,7 +32,9 @@ _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.(.*)$")
 _TABLE = "attn.relative_position_bias_table"
 # What a block adds to the residual stream passes through one of these last.
 _LAST_WEIGHTS = ("attn.proj.", "mlp.fc2.", "light.", "pos_conv.")
-_NORM = re.compile(r"norm\d+\.")
+# Parts of a block that an option decides on.
+_OPTIONAL = {_TABLE: "MODEL.SPT.POSITION", "pos_conv.": "MODEL.SPT.POSITION", "light.": "MODEL.SPT.FFN_TOKENS"}
+_OUTPUT = re.compile(r"(norm\d+|output_gates)\.")
 
 
 def fit_to_model(
@@ -146,21 +148,19 @@ def _are_tables(*tables: Tensor) -> bool:
 
 def _why_dropped(name: str, depths: list[int]) -> tuple[str, bool]:
     """The reason, and whether the function does not survive it."""
-    if name.startswith("output_gates."):
-        return "no such gate here", False
-    if _NORM.match(name):
-        return "not an output here", False
+    if _OUTPUT.match(name):
+        return "not built here", False
     block = _BLOCK.match(name)
-    if block and int(block[1]) < len(depths) and int(block[2]) >= depths[int(block[1])]:
-        return f"the stage has {depths[int(block[1])]} blocks here", True
-    if block and block[3].startswith("gate."):
-        return "no such gate here", False
-    if block and block[3] == _TABLE:
-        return "no position bias here (MODEL.SPT.POSITION)", True
-    if block and block[3].startswith("pos_conv."):
-        return "no position convolution here (MODEL.SPT.POSITION)", True
-    if block and block[3].startswith("light."):
-        return "no light path here (MODEL.SPT.FFN_TOKENS)", True
+    if block is None:
+        return "nothing of that name here", True
+    stage, number, rest = int(block[1]), int(block[2]), block[3]
+    if stage < len(depths) and number >= depths[stage]:
+        return f"depth {depths[stage]} here", True
+    if rest.startswith("gate."):
+        return "not built here", False
+    for part, key in _OPTIONAL.items():
+        if rest.startswith(part):
+            return f"not built here ({key})", True
     return "nothing of that name here", True
 
 
@@ -181,13 +181,14 @@ def _complete(
             donor = _donor(number, depths[stage])
             value = _identity(rest, place, known.get(f"layers.{stage}.blocks.{donor}.{rest}"))
         if value is not None:
-            note = f"copies of block {donor}, their last weights zero: identities at first"
+            note = f"copies of block {donor}, the identity at first"
             report.add(name, "added", place.numel(), note)
         elif rest == _TABLE or rest.startswith("pos_conv."):
             value = _zeros(place)
             report.add(name, "new", place.numel(), "zero: the checkpoint has no position there")
         else:
-            expected = rest.startswith(("gate.", "light.", "output_gates.")) or _NORM.match(rest) is not None
+            # Of another shape, it was reported as dropped.
+            expected = name in native or rest.startswith(("gate.", "light.")) or _OUTPUT.match(name) is not None
             note = "initial values" if expected else "initial values: missing in the checkpoint"
             report.add(name, "new", place.numel(), note, loud=not expected)
         if value is not None:

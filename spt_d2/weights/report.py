@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from spt_d2.weights.layouts import LAYOUTS, Layout
 
 ACTIONS = ("copied", "resized", "added", "new", "dropped")
-_BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.(.*)$")
+_BLOCK = re.compile(r"layers\.\d+\.blocks\.(?P<number>\d+)\.(?P<rest>.*)$")
+_NUMBERED = re.compile(r"(?:layers\.|norm)(?P<number>\d+)(?:\.downsample)?\.")
 # Buffers that others store and this project computes.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# Parts of a block that get a line of their own.
-_PARTS = re.compile(r"(?:attn\.)?(gate|pos_conv|light|relative_position_bias_table)")
 
 
 @dataclass(frozen=True)
@@ -87,35 +86,46 @@ class WeightReport:
     def _rows(self) -> list[_Row]:
         groups: dict[tuple[str, str, str, bool], list[Entry]] = {}
         for entry in self.entries:
-            part, _ = _part(entry)
-            groups.setdefault((entry.action, part, entry.note, entry.loud), []).append(entry)
+            groups.setdefault((entry.action, _place(entry.name), entry.note, entry.loud), []).append(entry)
         rows = []
-        for (action, part, note, loud), entries in groups.items():
-            numbers = {number for entry in entries if (number := _part(entry)[1]) is not None}
-            parameters = sum(entry.parameters for entry in entries)
-            rows.append(_Row(action, part.replace("#", _ranges(numbers)), note, loud, len(entries), parameters))
+        for (action, place, note, loud), entries in groups.items():
+            numbers = {number for entry in entries if (number := _number(entry.name)) is not None}
+            part = place.replace("#", _ranges(numbers))
+            leaves = dict.fromkeys(leaf for entry in entries if (leaf := _leaf(entry.name)))
+            if 1 <= len(leaves) <= 2:
+                # Not whole blocks, but the gates of some, or their tables.
+                part += " " + ", ".join(leaves)
+            rows.append(_Row(action, part, note, loud, len(entries), sum(entry.parameters for entry in entries)))
         return sorted(rows, key=lambda row: ACTIONS.index(row.action))
 
 
-def _part(entry: Entry) -> tuple[str, int | None]:
-    """The line an entry belongs to, with # for a number that lines have in common, and that number."""
-    block = _BLOCK.match(entry.name)
-    if block:
-        if entry.name.endswith(COMPUTED):
-            return "tables of positions and masks", None
-        own = _PARTS.match(block[3]) if entry.action not in ("copied", "added") else None
-        return f"layers.{block[1]}.blocks.#{f' {own[1]}' if own else ''}", int(block[2])
-    merging = re.match(r"layers\.(\d+)\.downsample\.", entry.name)
-    if merging:
-        return "layers.#.downsample", int(merging[1])
-    norm = re.match(r"norm(\d+)\.", entry.name)
-    if norm:
-        return "norm#", int(norm[1])
-    first, _, rest = entry.name.partition(".")
-    if first == "backbone":
+def _place(name: str) -> str:
+    """The line that an entry belongs to, with # for a number that differs within it."""
+    if name.endswith(COMPUTED):
+        return "tables of positions and masks"
+    first, *rest = name.split(".")
+    if _BLOCK.match(name):
+        return f"layers.{rest[0]}.blocks.#"
+    if _NUMBERED.match(name):
+        return "layers.#.downsample" if first == "layers" else "norm#"
+    if first == "backbone" and rest:
         # FPN's layers are numbered, and lie beside the backbone proper.
-        return f"backbone.{re.sub(r'[0-9]+$', '*', rest.partition('.')[0])}", None
-    return first, None
+        return f"backbone.{re.sub('[0-9]+$', '*', rest[0])}"
+    return first
+
+
+def _number(name: str) -> int | None:
+    match = _BLOCK.match(name) or _NUMBERED.match(name)
+    return int(match["number"]) if match and not name.endswith(COMPUTED) else None
+
+
+def _leaf(name: str) -> str:
+    """The part of a block, such as gate; empty outside of blocks."""
+    match = _BLOCK.match(name)
+    if match is None or name.endswith(COMPUTED):
+        return ""
+    first, _, rest = match["rest"].partition(".")
+    return rest if rest.endswith("_table") else first
 
 
 def _ranges(numbers: Iterable[int]) -> str:

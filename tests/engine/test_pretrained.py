@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig
+from detectron2.engine.train_loop import TrainerBase
 from torch import Tensor, nn
 
 from spt_d2.data import setup_lazy_datasets
@@ -40,6 +41,14 @@ def starts_from(model: nn.Module, weights: dict[str, Tensor]) -> bool:
     return all(torch.equal(own[name], weights[theirs]) for name, theirs in pairs.items())
 
 
+def close_writers(*trainers: TrainerBase) -> None:
+    """They open their files when they are made, and close them when training ends."""
+    for trainer in trainers:
+        for hook in trainer._hooks:
+            for writer in getattr(hook, "_writers", ()):
+                writer.close()
+
+
 def test_yaml(timm_file: tuple[str, dict[str, Tensor]], tiny_config: Path, tmp_path: Path) -> None:
     path, weights = timm_file
     cfg = load_config(str(tiny_config), ["MODEL.WEIGHTS", path, "OUTPUT_DIR", str(tmp_path)])
@@ -51,6 +60,7 @@ def test_yaml(timm_file: tuple[str, dict[str, Tensor]], tiny_config: Path, tmp_p
     other = Trainer(cfg)
     other.resume_or_load(resume=True)
     assert starts_from(other.model, weights)
+    close_writers(trainer, other)
     assert starts_from(build_predictor(cfg).model, weights)
 
 
@@ -66,3 +76,4 @@ def test_lazy_config(timm_file: tuple[str, dict[str, Tensor]], tiny_shapes: list
     trainer = LazyTrainer(cfg)
     trainer.resume_or_load(resume=False)
     assert starts_from(trainer.model, weights)
+    close_writers(trainer.trainer)

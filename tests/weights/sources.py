@@ -44,7 +44,7 @@ def renamed(weights: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     channels = max(value.shape[0] for name, value in weights.items() if name.startswith("norm"))
     if layout == "swin":
         weights = {name: value for name, value in weights.items() if not re.match(r"norm\d", name)}
-        weights["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 9, 9)
+        weights["layers.1.blocks.1.attn_mask"] = torch.zeros(4, 9, 9)
         weights["norm.weight"], weights["norm.bias"] = torch.ones(channels), torch.zeros(channels)
         weights["head.weight"], weights["head.bias"] = torch.zeros(5, channels), torch.zeros(5)
     elif layout == "swin-detection":

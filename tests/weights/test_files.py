@@ -34,7 +34,12 @@ def test_weights_come_back_as_they_were_written_and_leave_nothing_else(suffix, t
 
 def test_a_state_dict_is_found_where_projects_keep_it():
     inner = weights()
-    for loaded in (inner, {"model": inner}, {"state_dict": inner, "meta": {"epoch": 3}}, {"model": {"state_dict": inner}}):
+    for loaded in (
+        inner,
+        {"model": inner},
+        {"state_dict": inner, "meta": {"epoch": 3}},
+        {"model": {"state_dict": inner}},
+    ):
         assert same(unwrap_weights(loaded), inner)
     assert torch.equal(unwrap_weights({"a": np.ones(2, np.float32)})["a"], torch.ones(2))
     with pytest.raises(ValueError, match="expects a state dict(.|\n)*Got str for 'arch'"):

@@ -16,7 +16,7 @@ BLOCK = "layers.0.blocks.0.attn.qkv.weight"
 @pytest.mark.parametrize("outer", ["", "backbone.bottom_up.", "module.encoder."])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_is_recognised_under_any_prefix(layout, outer):
-    weights = {outer + name: value for name, value in source(layout, 4, (64, 64))[0].items()}
+    weights = {outer + name: value for name, value in source(layout, 4, (128, 128))[0].items()}
     own = "backbone." if layout in ("swin-detection", "mmdetection") else ""
     if layout == "swin-detection" and outer:
         # Its heads stand beside the backbone, at the top.
@@ -27,11 +27,11 @@ def test_each_layout_is_recognised_under_any_prefix(layout, outer):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_layouts_come_to_the_same_names_and_lose_nothing(layout):
-    weights = source(layout, 4, (64, 64))[0]
+    weights = source(layout, 4, (128, 128))[0]
     backbone, others = to_native(weights, detect_layout(weights))
     assert len(backbone) + len(others) == len(weights)
     computed = ("relative_position_index", "attn_mask")
-    expected = source("detectron2", 4, (64, 64))[0]
+    expected = source("detectron2", 4, (128, 128))[0]
     if layout in ("swin", "timm", "torchvision"):
         expected = {name: value for name, value in expected.items() if not name.startswith("norm")}
         assert set(others) <= {f"{part}.{leaf}" for part in ("norm", "head", "head.fc") for leaf in ("weight", "bias")}
