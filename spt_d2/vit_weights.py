@@ -14,12 +14,8 @@ here                          timm, MAE, DeiT, Detectron2's ``ViT``             
 ``norm``                      the same (ViTDet's have none)                     ``encoder.ln``
 ============================  ================================================  ========================================
 
-Gates, and a light FFN, have no counterpart and keep their start. Class tokens, heads and decoders are dropped. To start
-a detector from such a file::
-
-    model = build_model(cfg)
-    weights = vit_checkpoint(torch.load("vit_base.pth", weights_only=True), model.state_dict())
-    torch.save({"model": weights}, "start.pth")     # then MODEL.WEIGHTS start.pth
+Gates, and a light FFN, have no counterpart and keep their start. Class tokens, heads and decoders are dropped.
+``MODEL.WEIGHTS`` takes such a file as it is.
 """
 
 import re
@@ -42,6 +38,8 @@ _RENAMED = (
     (r"^(blocks\.\d+)\.mlp\.(?:0|linear_1)\.", r"\1.mlp.fc1."),
     (r"^(blocks\.\d+)\.mlp\.(?:3|linear_2)\.", r"\1.mlp.fc2."),
 )
+# The convolution that makes patches: here and at timm, at torchvision.
+_PATCHES = ("patch_embed.proj.weight", "conv_proj.weight")
 # What does not act on the map of patches once the class token is gone.
 _DROPPED = re.compile(
     r"^(cls_token|class_token|dist_token|mask_token|heads?(_dist)?\.|fc_norm\.|pre_logits\.|decoder_|decoder\.)"
@@ -129,9 +127,30 @@ def vit_checkpoint(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
     return named
 
 
+def fit_vit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """
+    :func:`vit_checkpoint` where there is something to translate.
+
+    Returns:
+        what to load, or None: the model has no ViT, or the weights have none, or have the model's own names and shapes.
+
+    Raises:
+        ValueError: as :func:`vit_checkpoint`.
+    """
+    places = [name for name in wanted if name == "pos_embed" or name.endswith(".pos_embed")]
+    if len(places) != 1:
+        return None
+    own = {name.removeprefix("module."): value for name, value in weights.items()}
+    if places[0] in own and own[places[0]].shape == wanted[places[0]].shape:
+        return None
+    if not any(name == patch or name.endswith(f".{patch}") for name in weights for patch in _PATCHES):
+        return None
+    return vit_checkpoint(weights, wanted)
+
+
 def _prefix(weights: Mapping[str, Tensor]) -> str:
     """What stands before the names of the ViT itself."""
-    for own in ("patch_embed.proj.weight", "conv_proj.weight"):
+    for own in _PATCHES:
         found = [name.removesuffix(own) for name in weights if name == own or name.endswith(f".{own}")]
         if len(found) == 1:
             return found[0]

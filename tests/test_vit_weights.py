@@ -89,7 +89,7 @@ def test_a_detector_starts_from_them_through_model_weights(img_size, tmp_path):
     model, theirs = build_model(cfg), timm_vit(img_size=img_size).float()
     gate = model.state_dict()["backbone.net.blocks.1.gate.proj.bias"].clone()
     path = tmp_path / "start.pth"
-    torch.save({"model": vit_checkpoint(theirs.state_dict(), model.state_dict())}, path)
+    torch.save(theirs.state_dict(), path)
     SelectionCheckpointer(model).load(str(path))
     for name in ("blocks.0.attn.qkv.weight", "blocks.2.mlp.fc2.bias", "norm.weight", "patch_embed.proj.weight"):
         assert torch.equal(model.state_dict()[f"backbone.net.{name}"], theirs.state_dict()[name])
@@ -97,6 +97,13 @@ def test_a_detector_starts_from_them_through_model_weights(img_size, tmp_path):
     # The grid of the model is 4 x 4, that of images of 96 px 6 x 6.
     expected = resize_positions(theirs.pos_embed[:, 1:].detach(), (4, 4)).flatten(1, 2)
     assert torch.equal(model.backbone.bottom_up.pos_embed, expected)
+
+
+def test_a_detectors_own_checkpoint_is_taken_unchanged(tmp_path):
+    model, again = (build_model(nano_cfg("build_vit_fpn_backbone")) for _ in range(2))
+    torch.save({"model": {f"module.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "own.pth")
+    SelectionCheckpointer(again).load(str(tmp_path / "own.pth"))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

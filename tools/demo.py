@@ -136,15 +136,16 @@ def quiet_setup(args: argparse.Namespace) -> CfgNode:
 
 
 def initial_weights(cfg: CfgNode) -> dict[str, Tensor]:
-    """Weights of the dense twin, made from the seed: the same whichever of the two is to be trained."""
+    """Weights of the dense twin, made from the seed and as far as the model has such: the same for both of them."""
     twin = cfg.clone()
     twin.defrost()
     if "spt" in twin.MODEL.BACKBONE.NAME:
         twin.MODEL.BACKBONE.NAME = twin.MODEL.BACKBONE.NAME.replace("spt", "swin")
         for key in twin.MODEL.SWIN:
             twin.MODEL.SWIN[key] = twin.MODEL.SPT[key]
+    own = Trainer.build_model(cfg).state_dict()
     seed_all_rng(max(twin.SEED, 0))
-    return Trainer.build_model(twin).state_dict()
+    return {name: value for name, value in Trainer.build_model(twin).state_dict().items() if name in own}
 
 
 class DemoTrainer(Trainer):
