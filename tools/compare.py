@@ -55,6 +55,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these of the plan, and the reference")
     parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of a run, instead of the plan's budget")
     parser.add_argument("--minutes", type=float, metavar="M", help="of training a run, instead of the plan's budget")
+    parser.add_argument(
+        "--overrides", nargs="+", metavar="KEY VALUE", default=[], help="of every config, over all others"
+    )
     parser.add_argument("--reference", metavar="NAME", help="variant that differences are taken from")
     parser.add_argument("--name", default="comparison", help="of the comparison, without a plan")
     parser.add_argument("--output", metavar="DIR", help="checkpoints and logs; default: output/compare/NAME")
@@ -74,6 +77,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("expects one of --max-iter and --minutes")
     if any("=" not in given for given in args.data):
         parser.error(f"--data expects NAME=FOLDER. Got {' '.join(args.data)}")
+    if len(args.overrides) % 2:
+        parser.error(f"--overrides expects keys and values in turn. Got {' '.join(args.overrides)}")
     if args.jobs < 1 or (args.threads is not None and args.threads < 1):
         parser.error("--jobs and --threads expect at least 1")
     return args
@@ -82,6 +87,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def build_plan(args: argparse.Namespace) -> Plan:
     """The plan that the command line names, or makes."""
     budget = Budget(args.max_iter, args.minutes) if args.max_iter or args.minutes else None
+    overrides = dict(zip(args.overrides[0::2], args.overrides[1::2]))
     if args.plan is None:
         return plan_of_configs(
             args.configs,
@@ -89,11 +95,12 @@ def build_plan(args: argparse.Namespace) -> Plan:
             name=args.name,
             seeds=args.seeds or (0,),
             reference=args.reference,
+            overrides=overrides,
             weights=args.weights,
             budget=budget or Budget(),
         )
     plan = read_plan(args.plan).with_places(dict(given.split("=", 1) for given in args.data), args.weights)
-    return plan.restricted(args.variants, args.seeds, budget, args.reference)
+    return plan.restricted(args.variants, args.seeds, budget, args.reference, overrides)
 
 
 def run(plan: Plan, args: argparse.Namespace) -> int:

@@ -148,10 +148,10 @@ class DemoTrainer(Trainer):
 
 def train(cfg: CfgNode, resume: bool) -> tuple[dict, float]:
     """Results of the evaluation by task, and the seconds spent in iterations."""
-    start = initial_weights(dense_twin(cfg))
+    weights = initial_weights(dense_twin(cfg))
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
     trainer = DemoTrainer(cfg)
-    load_agreeing(trainer.model, start)
+    load_agreeing(trainer.model, weights)
     # A checkpoint replaces what it has of them.
     trainer.resume_or_load(resume=resume)
     images, threads = cfg.SOLVER.IMS_PER_BATCH, torch.get_num_threads()

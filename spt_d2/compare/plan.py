@@ -159,13 +159,15 @@ class Plan:
         seeds: Sequence[int] | None = None,
         budget: Budget | None = None,
         reference: str | None = None,
+        overrides: Overrides | None = None,
     ) -> "Plan":
         """
-        A part of the plan, or with another budget for every run, or another reference; None leaves things as they are.
+        A part of the plan, or with something else for every run; None leaves things as they are.
 
         Args:
             variants: names; the reference, and those that they take their keep ratio from, are run as well.
             seeds, budget, reference: as in the plan.
+            overrides: of every config; they win over all others.
 
         Raises:
             ValueError: a variant that the plan does not have.
@@ -184,6 +186,7 @@ class Plan:
         return replace(
             self,
             data_sets=data_sets,
+            variants=tuple(replace(v, overrides={**v.overrides, **(overrides or {})}) for v in self.variants),
             seeds=self.seeds if seeds is None else tuple(seeds),
             reference=reference,
             budget=self.budget if budget is None else budget,
