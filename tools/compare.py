@@ -12,6 +12,7 @@ checkpoint. A run that fails does not end the others. docs/experiments.md explai
 """
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from types import FrameType
 # Detectron2 and this project read it when they are imported. The repository's folder, wherever the program is run from.
 os.environ.setdefault("DETECTRON2_DATASETS", str(Path(__file__).resolve().parents[1] / "datasets"))
 
-from spt_d2.compare.document import insert_between
+from spt_d2.compare.document import insert_report
 from spt_d2.compare.figure import draw_comparison
 from spt_d2.compare.matrix import Matrix
 from spt_d2.compare.plan import Budget, Plan
@@ -124,13 +125,12 @@ def report(folder: str, args: argparse.Namespace) -> None:
     results = read_results(folder)
     reference = args.reference or results[0]["reference"]
     rows = report_rows(results, reference)
-    text = f"{comparison_table(rows)}\n\n{provenance(results)}"
-    say(f"\n{text}\n")
+    say(f"\n{comparison_table(rows)}\n\n{provenance(results)}\n")
     figure = args.figure or os.path.join(folder, "figure.png")
     save_picture(figure, draw_comparison(rows, reference))
     say(os.path.relpath(figure))
     if args.document:
-        insert_between(args.document, results[0]["plan"], text)
+        insert_report(args.document, results, reference, figure)
         say(os.path.relpath(args.document))
 
 
@@ -141,13 +141,17 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run or report; returns the exit status."""
     args = parse_arguments(argv)
+    # The check of all configs would warn once for each; the runs' own logs have it.
+    logging.getLogger("spt_d2").setLevel(logging.ERROR)
     try:
         if args.report is not None:
             report(args.report, args)
             return 0
         # A terminal that closes and a batch system that ends this process are to end its runs as well.
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _stop)
+            # nohup has it ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _stop)
         return run(build_plan(args), args)
     except (ValueError, OSError, KeyError) as error:
         say(f"{type(error).__name__}: {error}")

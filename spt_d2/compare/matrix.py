@@ -157,8 +157,9 @@ class Matrix:
             elif status == BUSY:
                 self._fail(item.run, "another process performs it")
             else:
-                how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-                self._fail(item.run, f"{how}, {_last_line(Path(item.job.output) / OUTPUT_FILE)}")
+                # Of an error the log's last line is the message; a process that was killed had no time for one.
+                said = _last_line(Path(item.job.output) / OUTPUT_FILE)
+                self._fail(item.run, said if status > 0 else f"ended by {signal.Signals(-status).name}")
 
     def _fail(self, run: Run, why: str) -> None:
         self.failed[run.key] = why
@@ -199,6 +200,6 @@ def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
 
 
 def _last_line(path: Path) -> str:
-    """The last words of a log, which of an exception are its message."""
+    """The last words of a log."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return f"{lines[-1]} ({os.path.relpath(path)})" if lines else f"see {os.path.relpath(path)}"

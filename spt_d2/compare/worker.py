@@ -71,7 +71,7 @@ def perform(job: Job) -> dict[str, Any]:
     cfg = load_config(job.config_file, job.options)
     if len(cfg.DATASETS.TEST) != 1:
         raise ValueError(f"A comparison expects one data set in DATASETS.TEST. Got {list(cfg.DATASETS.TEST)}.")
-    cfg = with_iterations(cfg, _iterations(cfg, job))
+    cfg = with_iterations(cfg, run_iterations(cfg, job))
     setup_logger(cfg.OUTPUT_DIR, name="spt_d2")
     default_setup(cfg, argparse.Namespace(config_file="", eval_only=False))
     start = initial_weights(load_config(job.start_config_file, job.start_options))
@@ -109,7 +109,7 @@ def with_iterations(cfg: CfgNode, iterations: int) -> CfgNode:
     return cfg
 
 
-def _iterations(cfg: CfgNode, job: Job) -> int:
+def run_iterations(cfg: CfgNode, job: Job) -> int:
     """Of a run; minutes are turned into iterations once, so that a resumed run ends where it was to end."""
     if job.budget.minutes is None:
         return job.budget.max_iter or cfg.SOLVER.MAX_ITER

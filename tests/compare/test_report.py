@@ -2,11 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from spt_d2.compare.document import insert_between, markers
+from spt_d2.compare.document import insert_between, insert_report, markers, report_text
 from spt_d2.compare.figure import draw_comparison
 from spt_d2.compare.report import POOLED, report_rows, verdict
 from spt_d2.compare.results import read_result, read_results, result_path
@@ -14,6 +15,8 @@ from spt_d2.compare.statistics import PairedDifference
 from spt_d2.compare.table import comparison_table, provenance
 
 from .synthetic import result, write
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Differences of SPT on shapes: 1, 2, 3; on plates: 0, 0, 0. Seeds themselves are far apart.
 DENSE = {"shapes": (30.0, 40.0, 50.0), "plates": (10.0, 20.0, 60.0)}
@@ -164,6 +167,31 @@ def test_what_are_no_results_of_one_plan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Missing: reference"):
         read_result(path)
     assert read_result(tmp_path / "nothing.json") is None
+
+
+def test_a_report_on_a_page_leads_to_its_figure(tmp_path):
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("\n".join(markers("made_up")))
+    insert_report(page, three_seeds(), "dense", tmp_path / "results" / "figure.png")
+    text = page.read_text()
+    assert "](../results/figure.png)" in text
+    assert "| +2.00 ± 0.58 | 0.074 |" in text
+
+
+@pytest.mark.parametrize("name", ["screen", "main"])
+def test_the_page_of_experiments_says_what_the_results_files_in_the_repository_say(name):
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    begin, end = markers(name)
+    written = page.partition(begin)[2].partition(end)[0].strip()
+    folder = ROOT / "projects" / "SPT" / "results" / name
+    if not folder.is_dir():
+        assert written == ""
+        return
+    results = read_results(folder)
+    expected = report_text(results, results[0]["reference"], f"../projects/SPT/results/{name}/figure.png")
+    assert written == expected, "make it anew: tools/compare.py --report FOLDER --document docs/experiments.md"
+    assert (folder / "figure.png").is_file()
 
 
 def test_a_table_is_put_between_its_markers_and_nowhere_else(tmp_path):

@@ -17,10 +17,10 @@ from detectron2.modeling import build_model
 from spt_d2.compare.document import markers
 from spt_d2.compare.job import Job, build_job
 from spt_d2.compare.matrix import Matrix
-from spt_d2.compare.plan import Plan
+from spt_d2.compare.plan import Budget, Plan
 from spt_d2.compare.plan_file import read_plan
 from spt_d2.compare.results import read_results, result_path
-from spt_d2.compare.worker import keep_final_weights, perform, sole_owner, with_iterations
+from spt_d2.compare.worker import keep_final_weights, perform, run_iterations, sole_owner, with_iterations
 from spt_d2.engine.initial import dense_twin, initial_weights, load_agreeing
 from spt_d2.engine.setup import load_config
 
@@ -78,7 +78,7 @@ def interrupted(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_a_run_that_is_killed_does_not_end_the_others(interrupted: tuple[Path, dict, list[str]]) -> None:
     folder, failed, said = interrupted
     assert failed.keys() == {KILLED}
-    assert failed[KILLED].startswith("SIGKILL")
+    assert failed[KILLED] == "ended by SIGKILL"
     assert len(read_results(folder / "results")) == 3
     assert any(f"of {MAX_ITER}" in line for line in said)
     assert any(" left" in line for line in said)
@@ -202,6 +202,21 @@ def test_steps_of_the_learning_rate_keep_their_places_under_another_budget(tiny_
     shorter = with_iterations(cfg, 8)
     assert (shorter.SOLVER.MAX_ITER, shorter.SOLVER.STEPS) == (8, (4, 6))
     assert shorter.is_frozen()
+
+
+def test_minutes_become_iterations_once(tiny_plan: Plan, tmp_path: Path) -> None:
+    plan = tiny_plan.restricted(budget=Budget(minutes=1.0), overrides={"DATALOADER.NUM_WORKERS": 0})
+    job = build_job(plan, next(iter(plan.runs())), str(tmp_path / "runs"), str(tmp_path / "results"))
+    cfg = load_config(job.config_file, job.options)
+    job.write()
+    with as_a_program():
+        first = run_iterations(cfg, job)
+    found = json.loads((Path(job.output) / "budget.json").read_text())
+    assert first == found["iterations"] == int(60 / found["seconds_per_iteration"]) > 1
+    # A run that is resumed ends where it was to end, however fast it is by now.
+    (Path(job.output) / "budget.json").write_text(json.dumps({**found, "iterations": 17}))
+    assert run_iterations(cfg, job) == 17
+    assert sorted(path.name for path in Path(job.output).iterdir()) == ["budget.json", "run.json"]
 
 
 def test_variants_start_alike_wherever_names_and_shapes_agree(tiny_config: Path) -> None:
