@@ -21,6 +21,7 @@ from spt_d2.compare.plan import Budget, Plan
 from spt_d2.compare.plan_file import read_plan
 from spt_d2.compare.results import read_results, result_path
 from spt_d2.compare.worker import keep_final_weights, perform, run_iterations, sole_owner, with_iterations
+from spt_d2.compare.worker import main as worker_main
 from spt_d2.engine.initial import dense_twin, initial_weights, load_agreeing
 from spt_d2.engine.setup import load_config
 
@@ -64,8 +65,17 @@ def kill_when_resumable(matrix: Matrix, key: tuple[str, str, int], killed: list[
 
 @pytest.fixture(scope="session")
 def interrupted(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list[str]]:
-    """Folder of a matrix of which one run was killed, what failed in it, and what was said."""
+    """
+    Folder of a matrix of which one run was killed, what failed in it, and what was said.
+
+    The runs of seed 0 were finished before, in this process: others take seconds to start.
+    """
     folder, said, killed = tmp_path_factory.mktemp("matrix"), [], []
+    for run in tiny_plan.runs():
+        if run.seed == 0:
+            job = build_job(tiny_plan, run, str(folder / "runs"), str(folder / "results"), concurrent=2)
+            with as_a_program():
+                assert worker_main([str(job.write())]) == 0
     matrix = Matrix(tiny_plan, str(folder / "runs"), str(folder / "results"), 2, 1, said.append, period=0.5)
     killer = threading.Thread(target=kill_when_resumable, args=(matrix, KILLED, killed), daemon=True)
     killer.start()
@@ -80,6 +90,7 @@ def test_a_run_that_is_killed_does_not_end_the_others(interrupted: tuple[Path, d
     assert failed.keys() == {KILLED}
     assert failed[KILLED] == "ended by SIGKILL"
     assert len(read_results(folder / "results")) == 3
+    assert said[0].startswith("4 runs, 2 of them finished before; 2 at a time, 1 threads each")
     assert any(f"of {MAX_ITER}" in line for line in said)
     assert any(" left" in line for line in said)
 
@@ -205,14 +216,14 @@ def test_steps_of_the_learning_rate_keep_their_places_under_another_budget(tiny_
 
 
 def test_minutes_become_iterations_once(tiny_plan: Plan, tmp_path: Path) -> None:
-    plan = tiny_plan.restricted(budget=Budget(minutes=1.0), overrides={"DATALOADER.NUM_WORKERS": 0})
+    plan = tiny_plan.restricted(budget=Budget(minutes=10.0), overrides={"DATALOADER.NUM_WORKERS": 0})
     job = build_job(plan, next(iter(plan.runs())), str(tmp_path / "runs"), str(tmp_path / "results"))
     cfg = load_config(job.config_file, job.options)
     job.write()
     with as_a_program():
         first = run_iterations(cfg, job)
     found = json.loads((Path(job.output) / "budget.json").read_text())
-    assert first == found["iterations"] == int(60 / found["seconds_per_iteration"]) > 1
+    assert first == found["iterations"] == int(600 / found["seconds_per_iteration"]) > 1
     # A run that is resumed ends where it was to end, however fast it is by now.
     (Path(job.output) / "budget.json").write_text(json.dumps({**found, "iterations": 17}))
     assert run_iterations(cfg, job) == 17
