@@ -43,6 +43,11 @@ class Matrix:
         threads: of each run.
         say: takes lines about how it goes.
         period: seconds between two such lines while nothing else happens.
+
+    Attributes:
+        running: runs under way.
+        failed: why, for each run that did.
+        total, done: numbers of runs.
     """
 
     plan: Plan
@@ -54,6 +59,8 @@ class Matrix:
     period: float = 60.0
     running: list[Running] = field(default_factory=list)
     failed: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    total: int = 0
+    done: int = 0
 
     def finished(self) -> list[Run]:
         """
@@ -110,7 +117,7 @@ class Matrix:
     def _fill(self, waiting: list[Run]) -> None:
         """Start runs, the first that can start first, while there is room."""
         while len(self.running) < self.jobs:
-            run = next((run for run in waiting if not self._waits(run)), None)
+            run = next((run for run in waiting if not self._waits(run, waiting)), None)
             if run is None:
                 return
             waiting.remove(run)
@@ -119,10 +126,10 @@ class Matrix:
             except (ValueError, OSError, KeyError) as error:
                 self._fail(run, str(error))
 
-    def _waits(self, run: Run) -> bool:
-        """Whether it needs the keep ratio of one that is under way."""
+    def _waits(self, run: Run, waiting: Iterable[Run]) -> bool:
+        """Whether it needs the keep ratio of one that is not done yet; that one is before it in the plan."""
         needed = (run.data_set.name, run.variant.keep_ratio_of, run.seed)
-        return any(other.run.key == needed for other in self.running)
+        return needed in [*(item.run.key for item in self.running), *(other.key for other in waiting)]
 
     def _start(self, run: Run) -> None:
         job = build_job(self.plan, run, self.output, self.results, self.jobs)
