@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from spt_d2.compare.report import POOLED, Row
 
 _MARKERS = "osD^vP*X<>hpd8"
-_COLUMNS = 3
 
 
 def draw_comparison(rows: Sequence[Row], reference: str) -> np.ndarray:
@@ -32,7 +31,7 @@ def draw_comparison(rows: Sequence[Row], reference: str) -> np.ndarray:
     panels = list(dict.fromkeys(row.data_set for row in rows))
     variants = list(dict.fromkeys(row.variant for row in rows))
     styles = {name: (_MARKERS[i % len(_MARKERS)], f"C{i % 10}") for i, name in enumerate(variants)}
-    columns = min(_COLUMNS, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     lines = -(-len(panels) // columns)
     # The legend stands beside the panels: there may be many variants.
     figure = Figure(figsize=(4.2 * columns + 2.2, 3.6 * lines), dpi=110, layout="constrained")

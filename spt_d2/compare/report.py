@@ -41,6 +41,7 @@ class Row:
         data_set: ``all`` where pooled.
         variant: its name.
         seeds: of its runs.
+        sets: number of data sets.
         figures: by the names of :data:`FIGURES`; those are left out that no run knows. Where pooled, means over data
             sets of each seed, then over seeds.
         box, segm: difference in AP from the reference, paired; None for the reference and where nothing can be paired.
@@ -50,6 +51,7 @@ class Row:
     data_set: str
     variant: str
     seeds: tuple[int, ...]
+    sets: int
     figures: dict[str, Estimate]
     box: PairedDifference | None
     segm: PairedDifference | None
@@ -131,6 +133,7 @@ def _row(
         data_set=data_set,
         variant=variant,
         seeds=tuple(sorted({result["seed"] for result in own})),
+        sets=len({result["data_set"] for result in own}),
         figures={name: estimate(numbers) for name, numbers in values.items() if numbers},
         box=None if is_reference else _difference(pairs, "box"),
         segm=None if is_reference else _difference(pairs, "segm"),

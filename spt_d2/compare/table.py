@@ -55,7 +55,8 @@ def _cells(row: Row) -> list[str]:
 
     sizes = ("APs", "APm", "APl")
     return [
-        "all, pooled" if row.data_set == POOLED else row.data_set,
+        # A variant that lacks a set is no match for the others, but for its paired differences.
+        f"pooled, {row.sets} sets" if row.data_set == POOLED else row.data_set,
         row.variant,
         str(len(row.seeds)),
         one("box_AP", 1, error=True),

@@ -116,7 +116,7 @@ def test_the_table_says_what_the_results_say():
     assert dict(zip(header, dense))["paired difference"] == "-"
     # Nothing is known of masks in any row.
     assert not [heading for heading in header if "mask" in heading]
-    assert [cells(line)[0] for line in lines[2:]] == ["shapes"] * 2 + ["plates"] * 2 + ["all, pooled"] * 2
+    assert [cells(line)[0] for line in lines[2:]] == ["shapes"] * 2 + ["plates"] * 2 + ["pooled, 2 sets"] * 2
 
 
 def test_columns_of_masks_are_there_where_one_row_has_them():
