@@ -1,5 +1,6 @@
 """A tiny data set and a tiny model, and the command-line programs run in this process or in others."""
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -7,7 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -31,8 +32,9 @@ def load_program(path: Path) -> ModuleType:
     return module
 
 
-def run_here(program: Path, *arguments: str | Path) -> dict:
-    """The results of a program's ``main``, run in this process on one thread."""
+@contextlib.contextmanager
+def as_a_program() -> Iterator[None]:
+    """On one thread, as programs run, and leaving loggers as they were."""
     threads = torch.get_num_threads()
     # Detectron2's setup of a program gives these handlers, for good, and takes them from the root's.
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "spt_d2")]
@@ -43,12 +45,18 @@ def run_here(program: Path, *arguments: str | Path) -> dict:
             # Detectron2 leaves the config file open that it prints; and a machine may have few cores.
             warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            return load_program(program).main(default_argument_parser().parse_args([str(a) for a in arguments]))
+            yield
     finally:
         torch.set_num_threads(threads)
         for logger, (handlers, propagate, level) in zip(loggers, before):
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)
+
+
+def run_here(program: Path, *arguments: str | Path) -> dict:
+    """The results of a program's ``main``, run in this process on one thread."""
+    with as_a_program():
+        return load_program(program).main(default_argument_parser().parse_args([str(a) for a in arguments]))
 
 
 def run_apart(*command: str | Path) -> str:
