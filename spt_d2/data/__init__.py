@@ -9,13 +9,15 @@ except ImportError as error:
     ) from error
 
 from spt_d2.data.dataset_mapper import SelectionDatasetMapper
-from spt_d2.data.datasets import register_custom_datasets, register_shapes
+from spt_d2.data.datasets import register_bdd100k, register_custom_datasets, register_shapes
 from spt_d2.data.num_classes import setup_datasets, setup_lazy_datasets
 
 register_shapes()
+register_bdd100k()
 
 __all__ = [
     "SelectionDatasetMapper",
+    "register_bdd100k",
     "register_custom_datasets",
     "register_shapes",
     "setup_datasets",
