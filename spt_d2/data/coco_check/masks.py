@@ -29,7 +29,7 @@ def check_masks(draft: Draft, progress: Progress) -> None:
         progress: sees chunks of annotations go by.
     """
     records = draft.records()
-    masks = [record.get("segmentation") for record in records]
+    masks: list[Any] = [record.get("segmentation") for record in records]
     sizes = draft.annotation_sizes()
     kinds = np.array([_kind(mask) for mask in masks])
     faults = np.full(len(masks), "", dtype="<U16")

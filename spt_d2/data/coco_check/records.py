@@ -265,6 +265,7 @@ def check_flags(draft: Draft) -> None:
         detail=lambda i: f": {stated[i]!r}",
     )
     boxed = np.abs(draft.boxes[:, 2] * draft.boxes[:, 3])
+    boxed[~np.isfinite(draft.boxes).all(axis=1)] = np.nan
     # Areas are counted in pixels, and boxes rounded: hence some room.
     odd = ~lacking & ((areas > 1.1 * boxed + 2) | ((areas == 0) & (boxed > 1)))
     draft.add_annotations(
