@@ -19,6 +19,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from spt_d2.data.object_sizes import annotation_area
+from spt_d2.data.rasterize import Runs, polygon_arrays, polygon_runs
 from spt_d2.data.regions import Regions, draw_labels, read_regions
 from spt_d2.ops.labels import box_labels
 
@@ -62,21 +63,14 @@ def measure_coverage(
     records = [{**annotation, "bbox_mode": BoxMode.XYWH_ABS} for annotation in annotations]
     regions = read_regions(records, _UNCHANGED, image_size, source)
     objects = np.flatnonzero(regions.alive & ~regions.ignored)
-    has_masks = regions.drawn == "mask" and any(regions.masks[index] is not None for index in objects.tolist())
-    drawn = {*strides, 1} if has_masks else {*strides}
-    labels = draw_labels(regions, _UNCHANGED, image_size, image_size, sorted(drawn)) if drawn else {}
-    covered = {stride: int((label == 1).sum()) for stride, label in labels.items()}
-    sizes = _box_pixels(regions.boxes[objects])
-    if has_masks:
-        for place, index in enumerate(objects.tolist()):
-            # As in the labels, a mask without a pixel leaves its place to the box.
-            sizes[place] = _mask_pixels(regions, index, image_size) or sizes[place]
-    return Coverage(
-        pixels=h * w,
-        union=covered[1] if has_masks else _box_union(regions.boxes[objects], image_size),
-        total=int(sizes.sum()),
-        tokens={stride: (covered[stride], labels[stride].numel()) for stride in strides},
-    )
+    masks = [regions.masks[index] if regions.drawn == "mask" else None for index in objects.tolist()]
+    labels = draw_labels(regions, _UNCHANGED, image_size, image_size, strides) if strides else {}
+    if not any(mask is not None for mask in masks):
+        union, total = _box_union(regions.boxes[objects], image_size), int(_box_pixels(regions.boxes[objects]).sum())
+    else:
+        union, total = _polygon_pixels(masks, image_size) or _drawn_pixels(regions, objects, masks, image_size)
+    tokens = {stride: (int((label == 1).sum()), label.numel()) for stride, label in labels.items()}
+    return Coverage(h * w, union, total, tokens)
 
 
 def _whole_pixels(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,10 +101,44 @@ def _box_union(boxes: np.ndarray, image_size: tuple[int, int]) -> int:
     return int(np.diff(lines[1]) @ (cells.numpy().astype(np.int64) @ np.diff(lines[0])))
 
 
-def _mask_pixels(regions: Regions, index: int, image_size: tuple[int, int]) -> int:
-    """Pixels of an annotation's mask; 0 where it has none, or one of too few corners."""
-    mask = regions.masks[index]
-    if isinstance(mask, list):
-        # pycocotools takes four numbers for a box.
-        mask = [polygon for polygon in mask if len(polygon) >= 6]
-    return int(annotation_area({"segmentation": mask}, image_size)) if mask else 0
+def _polygon_pixels(masks: Sequence[Any], image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """
+    Pixels in the union of masks, and in all of them one by one, from their runs; nothing is drawn.
+
+    Returns:
+        both, or None where a mask is no list of polygons or sets no pixel: then a box is drawn in its place.
+    """
+    if not all(isinstance(mask, list) for mask in masks):
+        return None
+    h, w = image_size
+    vertices, sizes, instance = polygon_arrays(masks)
+    runs = polygon_runs(vertices, sizes, image_size)
+    owner = instance[runs.polygon]
+    if len(np.unique(owner)) < len(masks):
+        return None
+    # One line of pixels, column after column: of the image, and of each instance, whose own polygons may overlap.
+    return _length(runs.column * h, runs), _length((owner * w + runs.column) * h, runs)
+
+
+def _length(offset: np.ndarray, runs: Runs) -> int:
+    """Length of the union of runs, laid on a line from ``offset`` on."""
+    order = np.argsort(offset + runs.top)
+    begin, end = (offset + runs.top)[order], (offset + runs.bottom)[order]
+    reached = np.append(0, np.maximum.accumulate(end)[:-1])
+    return int(np.maximum(end - np.maximum(begin, reached), 0).sum())
+
+
+def _drawn_pixels(
+    regions: Regions, objects: np.ndarray, masks: Sequence[Any], image_size: tuple[int, int]
+) -> tuple[int, int]:
+    """What :func:`_polygon_pixels` gives, for masks of any kind, by drawing them."""
+    sizes = _box_pixels(regions.boxes[objects])
+    for place, mask in enumerate(masks):
+        if isinstance(mask, list):
+            # pycocotools takes four numbers for a box.
+            mask = [polygon for polygon in mask if len(polygon) >= 6]
+        # As in the labels, a mask without a pixel leaves its place to the box.
+        if mask:
+            sizes[place] = int(annotation_area({"segmentation": mask}, image_size)) or sizes[place]
+    label = draw_labels(regions, _UNCHANGED, image_size, image_size, (1,))[1]
+    return int((label == 1).sum()), int(sizes.sum())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spt_d2.data.coverage import measure_coverage
-from tests.data.scenes import STRIDES, H, W, annotation, draw, mask_object, polygon_object, truth
+from tests.data.scenes import STRIDES, H, W, annotation, draw, draw_mask, mask_object, polygon_object, truth
 
 
 def random_boxes(rng, count):
@@ -56,6 +56,23 @@ def test_boxes_cover_what_they_cover_when_drawn_one_by_one(count):
 def test_masks_and_boxes_together(seed, source):
     annotations = mixed_objects(np.random.default_rng(seed))
     assert_equal_to_truth(annotations, source, measure_coverage(annotations, (H, W), source, STRIDES))
+
+
+def overlapping_polygons(rng):
+    """Objects of one polygon and of several, which overlap each other and themselves."""
+    objects = [polygon_object(rng, points) for points in (3, 5, 8, 13, 8, 8)]
+    whole = [annotation([0.0, 0.0, float(W), float(H)], segmentation=[*one["segmentation"], *other["segmentation"]])
+             for one, other in zip(objects[::2], objects[1::2])]  # fmt: skip
+    return [*objects, *whole, annotation([5.0, 5.0, 50.0, 50.0], segmentation=2 * [[5, 5, 55, 5, 55, 55, 5, 55]])]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_polygons_alone_are_measured_without_being_drawn(seed, monkeypatch):
+    annotations = overlapping_polygons(np.random.default_rng(seed))
+    annotations = [anno for anno in annotations if draw_mask(anno, []).any()]
+    assert len(annotations) > 6
+    monkeypatch.setattr("spt_d2.data.coverage._drawn_pixels", None)
+    assert_equal_to_truth(annotations, "mask", measure_coverage(annotations, (H, W), "mask", STRIDES))
 
 
 @pytest.mark.parametrize("source", ["auto", "box"])

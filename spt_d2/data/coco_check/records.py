@@ -264,10 +264,10 @@ def check_flags(draft: Draft) -> None:
         cure="measures it",
         detail=lambda i: f": {stated[i]!r}",
     )
-    boxed = np.abs(draft.boxes[:, 2] * draft.boxes[:, 3])
+    # What masks count in pixels may touch a row and a column more than a box of fractions.
+    boxed = np.prod(draft.boxes[:, 2:] + 1, axis=1)
     boxed[~np.isfinite(draft.boxes).all(axis=1)] = np.nan
-    # Areas are counted in pixels, and boxes rounded: hence some room.
-    odd = ~lacking & ((areas > 1.1 * boxed + 2) | ((areas == 0) & (boxed > 1)))
+    odd = ~lacking & ((areas > np.abs(boxed)) | ((areas == 0) & (boxed > 4)))
     draft.add_annotations(
         "area_of_box",
         False,
@@ -275,6 +275,6 @@ def check_flags(draft: Draft) -> None:
         "have an area that is 0 or larger than their box: AP by size is not what it should be",
         drop=False,
         cure="measures it",
-        detail=lambda i: f": area {areas[i]:g}, box {boxed[i]:g}",
+        detail=lambda i: f": area {areas[i]:g}, box {draft.boxes[i, 2]:g} x {draft.boxes[i, 3]:g}",
     )
     draft.measure_area(lacking | odd)

@@ -82,5 +82,5 @@ class CheckReport:
         most = max(share) or 1.0
         return [
             "images by object-to-pixel ratio (union of boxes)",
-            *(f"  {n:>11s} {100 * s:5.1f} % {'#' * round(_BAR * s / most)}".rstrip() for n, s in zip(names, share)),
+            *(f"  {n:>12s} {100 * s:5.1f} % {'#' * round(_BAR * s / most)}".rstrip() for n, s in zip(names, share)),
         ]
