@@ -2,6 +2,7 @@
 
 from detectron2.config import CfgNode
 
+from spt_d2.config_checks import check_crop, check_hierarchy, check_packing
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS
 from spt_d2.ops.attention import BACKENDS
 from spt_d2.ops.losses import REDUCTIONS
@@ -122,6 +123,13 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.SPT.STRIDES = [8, 16, 32]
     # Where labels come from: auto (masks where an annotation has one, else its box), box or mask (Sec. 3.2).
     cfg.INPUT.SPT.LABEL_SOURCE = "auto"
+    # Under INPUT.CROP.ENABLED: probability that an image is cropped. Swin's recipe crops half of them.
+    cfg.INPUT.CROP.PROBABILITY = 1.0
+    # Short sides in pixels, to one of which an image is resized before its crop; [] for a crop of the original image.
+    cfg.INPUT.CROP.MIN_SIZES = []
+    # Whether boxes become tight around what a crop left of their masks, as Detectron2 has it, or are only clipped, as in
+    # Swin's recipe.
+    cfg.INPUT.CROP.RECOMPUTE_BOXES = True
     # Data sets of one's own, COCO format: a list of [name, json file, image folder]; DATASETS.TRAIN / TEST name them.
     # Relative paths are taken from the working directory, else from $DETECTRON2_DATASETS.
     cfg.DATASETS.CUSTOM = []
@@ -134,6 +142,9 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.SOLVER.ADAMW_BETAS = [0.9, 0.999]
     # Weight decay of relative position bias tables.
     cfg.SOLVER.WEIGHT_DECAY_POSITION = 0.0
+    # Factor from the config's batch size to that of the run: 0.25 trains on a quarter of the images per iteration, at a
+    # quarter of the rate, for four times the iterations. Steps, warm-up and periods follow.
+    cfg.SOLVER.BATCH_SCALE = 1.0
     # Iterations between two gatherings of metrics from the device; a gathering waits for it.
     cfg.SOLVER.METRIC_PERIOD = 20
     # Precision under SOLVER.AMP.ENABLED: float16 or bfloat16.
@@ -174,6 +185,11 @@ def validate_spt_config(cfg: CfgNode) -> None:
 
     for key, allowed in _CHOICES.items():
         expect(spt[key] in allowed, f"MODEL.SPT.{key}", f"one of {allowed}", spt[key])
+    check_packing(spt, expect)
+    for name in ("SPT", "SWIN"):
+        check_hierarchy(cfg, name, expect)
+    check_crop(cfg.INPUT.CROP, expect)
+    expect(cfg.SOLVER.BATCH_SCALE > 0, "SOLVER.BATCH_SCALE", "a factor above 0", cfg.SOLVER.BATCH_SCALE)
     for name, node in (("SPT", spt), ("SWIN", cfg.MODEL.SWIN)):
         same = len(node.DEPTHS) == len(node.NUM_HEADS)
         expect(same, f"MODEL.{name}.NUM_HEADS", f"one number per stage of DEPTHS {node.DEPTHS}", node.NUM_HEADS)
