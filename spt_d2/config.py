@@ -127,8 +127,8 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.PROBABILITY = 1.0
     # Short sides in pixels, to one of which an image is resized before its crop; [] for a crop of the original image.
     cfg.INPUT.CROP.MIN_SIZES = []
-    # Whether boxes become tight around what a crop left of their masks, as Detectron2 has it, or are only clipped, as in
-    # Swin's recipe.
+    # Whether boxes become tight around what a crop left of their masks, as Detectron2 has it, or are only clipped, as
+    # in Swin's recipe.
     cfg.INPUT.CROP.RECOMPUTE_BOXES = True
     # Data sets of one's own, COCO format: a list of [name, json file, image folder]; DATASETS.TRAIN / TEST name them.
     # Relative paths are taken from the working directory, else from $DETECTRON2_DATASETS.

@@ -1,9 +1,9 @@
 """
-Another batch size by one key: the learning rate follows it linearly (Goyal et al., 2017), the schedule inversely, so that
-as many images are seen in all.
+Another batch size by one key: the learning rate follows it linearly (Goyal et al., 2017), the schedule inversely, so
+that as many images are seen in all.
 
-Detectron2's ``SOLVER.REFERENCE_WORLD_SIZE`` does the same where the number of GPUs is another and each has as many images
-as before; the two may be combined.
+Detectron2's ``SOLVER.REFERENCE_WORLD_SIZE`` does the same where the number of GPUs is another and each has as many
+images as before; the two may be combined.
 """
 
 import logging
@@ -74,4 +74,6 @@ def _scaled_batch(images: int, factor: float, key: str) -> int:
 
 
 def _report(images: int, rate: float, iterations: int) -> None:
-    logger.info("Batch size scaled: %d images per iteration, learning rate %g, %d iterations.", images, rate, iterations)
+    logger.info(
+        "Batch size scaled: %d images per iteration, learning rate %g, %d iterations.", images, rate, iterations
+    )
