@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 
@@ -182,8 +181,7 @@ def shown(value: object) -> str:
 
 
 def literal_values() -> dict[str, object]:
-    with open(get_config_file("Base-literal.yaml"), encoding="utf-8") as file:
-        return yaml.safe_load(file)["MODEL"]["SPT"]
+    return CfgNode.load_yaml_with_base(get_config_file("Base-literal.yaml"))["MODEL"]["SPT"]
 
 
 def render() -> str:
