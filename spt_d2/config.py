@@ -1,9 +1,8 @@
 """Every key this project adds to Detectron2's config, and what it may be."""
 
-from collections.abc import Callable
-
 from detectron2.config import CfgNode
 
+from spt_d2.config_checks import check_crop, check_hierarchy, check_packing, check_vit
 from spt_d2.evaluation.average_precision import FLAVOURS
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS
 from spt_d2.ops.attention import BACKENDS
@@ -174,6 +173,13 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.SPT.STRIDES = [8, 16, 32]
     # Where labels come from: auto (masks where an annotation has one, else its box), box or mask (Sec. 3.2).
     cfg.INPUT.SPT.LABEL_SOURCE = "auto"
+    # Under INPUT.CROP.ENABLED: probability that an image is cropped. Swin's recipe crops half of them.
+    cfg.INPUT.CROP.PROBABILITY = 1.0
+    # Short sides in pixels, to one of which an image is resized before its crop; [] for a crop of the original image.
+    cfg.INPUT.CROP.MIN_SIZES = []
+    # Whether boxes become tight around what a crop left of their masks, as Detectron2 has it, or are only clipped, as
+    # in Swin's recipe.
+    cfg.INPUT.CROP.RECOMPUTE_BOXES = True
     # Data sets of one's own, COCO format: a list of [name, json file, image folder]; DATASETS.TRAIN / TEST name them.
     # Relative paths are taken from the working directory, else from $DETECTRON2_DATASETS.
     cfg.DATASETS.CUSTOM = []
@@ -186,6 +192,9 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.SOLVER.ADAMW_BETAS = [0.9, 0.999]
     # Weight decay of relative position bias tables and of a ViT's position embeddings.
     cfg.SOLVER.WEIGHT_DECAY_POSITION = 0.0
+    # Factor from the config's batch size to that of the run: 0.25 trains on a quarter of the images per iteration, at a
+    # quarter of the rate, for four times the iterations. Steps, warm-up and periods follow.
+    cfg.SOLVER.BATCH_SCALE = 1.0
     # Iterations between two gatherings of metrics from the device; a gathering waits for it.
     cfg.SOLVER.METRIC_PERIOD = 20
     # Precision under SOLVER.AMP.ENABLED: float16 or bfloat16.
@@ -226,6 +235,11 @@ def validate_spt_config(cfg: CfgNode) -> None:
 
     for key, allowed in _CHOICES.items():
         expect(spt[key] in allowed, f"MODEL.SPT.{key}", f"one of {allowed}", spt[key])
+    check_packing(spt, expect)
+    for name in ("SPT", "SWIN"):
+        check_hierarchy(cfg, name, expect)
+    check_crop(cfg.INPUT.CROP, expect)
+    expect(cfg.SOLVER.BATCH_SCALE > 0, "SOLVER.BATCH_SCALE", "a factor above 0", cfg.SOLVER.BATCH_SCALE)
     for name, node in (("SPT", spt), ("SWIN", cfg.MODEL.SWIN)):
         same = len(node.DEPTHS) == len(node.NUM_HEADS)
         expect(same, f"MODEL.{name}.NUM_HEADS", f"one number per stage of DEPTHS {node.DEPTHS}", node.NUM_HEADS)
@@ -235,13 +249,6 @@ def validate_spt_config(cfg: CfgNode) -> None:
     stages = list(range(1, len(spt.DEPTHS) + 1))
     known = bool(spt.SPA_STAGES) and all(stage in stages for stage in spt.SPA_STAGES)
     expect(known, "MODEL.SPT.SPA_STAGES", f"some of {stages}", spt.SPA_STAGES)
-    whole = spt.SEGMENT == "image"
-    expect(
-        not (whole and spt.POSITION == "relative_bias"),
-        "MODEL.SPT.POSITION",
-        "none, rope or conv under SEGMENT 'image'",
-        spt.POSITION,
-    )
     expect(0 <= spt.THRESHOLD < 1, "MODEL.SPT.THRESHOLD", "a probability in [0, 1)", spt.THRESHOLD)
     expect(0 < spt.KEEP_RATIO <= 1, "MODEL.SPT.KEEP_RATIO", "a fraction in (0, 1]", spt.KEEP_RATIO)
     expect(0 < spt.GATE_PRIOR < 1, "MODEL.SPT.GATE_PRIOR", "a fraction in (0, 1)", spt.GATE_PRIOR)
@@ -251,7 +258,7 @@ def validate_spt_config(cfg: CfgNode) -> None:
     expect(spt.LOG_PERIOD >= 1, "MODEL.SPT.LOG_PERIOD", "at least 1 iteration", spt.LOG_PERIOD)
     source = cfg.INPUT.SPT.LABEL_SOURCE
     expect(source in LABEL_SOURCES, "INPUT.SPT.LABEL_SOURCE", f"one of {LABEL_SOURCES}", source)
-    _check_vit(cfg.MODEL.VIT, cfg.MODEL.BACKBONE.NAME, expect)
+    check_vit(cfg.MODEL.VIT, cfg.MODEL.BACKBONE.NAME, expect)
     needed = _label_strides(cfg) if known else []
     covered = set(needed) <= set(cfg.INPUT.SPT.STRIDES)
     expect(covered, "INPUT.SPT.STRIDES", f"the strides {needed} of the gated stages", list(cfg.INPUT.SPT.STRIDES))
@@ -268,26 +275,6 @@ def validate_spt_config(cfg: CfgNode) -> None:
     expect(not (classifies(cfg) and augmented), "TEST.AUG.ENABLED", "False with a classifier", augmented)
     if problems:
         raise ValueError("The config is not valid:\n" + "\n".join(problems))
-
-
-def _check_vit(node: CfgNode, backbone: str, expect: Callable[[bool, str, str, object], None]) -> None:
-    patch, heads = node.PATCH_SIZE, node.NUM_HEADS
-    good = patch == 16 if "vit_fpn" in backbone else patch > 1 and patch & (patch - 1) == 0
-    expect(good, "MODEL.VIT.PATCH_SIZE", "a power of two above 1; 16 for a pyramid", patch)
-    expect(node.DEPTH >= 1, "MODEL.VIT.DEPTH", "at least 1 block", node.DEPTH)
-    shared = heads >= 1 and node.EMBED_DIM % heads == 0
-    expect(shared, "MODEL.VIT.NUM_HEADS", f"a divisor of EMBED_DIM {node.EMBED_DIM}", heads)
-    distinct = len(set(node.SPA_BLOCKS)) == len(node.SPA_BLOCKS)
-    inside = distinct and all(0 <= block < node.DEPTH for block in node.SPA_BLOCKS)
-    # The default is that of 12 blocks, and of no concern to another backbone.
-    if "vit" in backbone:
-        expect(inside, "MODEL.VIT.SPA_BLOCKS", f"distinct numbers of 0 to {node.DEPTH - 1}", list(node.SPA_BLOCKS))
-    size = node.PRETRAIN_IMAGE_SIZE
-    whole = size > 0 and patch > 0 and size % patch == 0
-    expect(whole, "MODEL.VIT.PRETRAIN_IMAGE_SIZE", f"a multiple of PATCH_SIZE {patch}", size)
-    for key in ("DROP_RATE", "ATTN_DROP_RATE", "DROP_PATH_RATE"):
-        expect(0 <= node[key] < 1, f"MODEL.VIT.{key}", "a probability in [0, 1)", node[key])
-    expect(node.MLP_RATIO > 0, "MODEL.VIT.MLP_RATIO", "a ratio above 0", node.MLP_RATIO)
 
 
 def _label_strides(cfg: CfgNode) -> list[int]:

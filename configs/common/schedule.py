@@ -4,19 +4,24 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-# Swin's 3x: 36 epochs, steps after 27 and 33; at 16 images an iteration, 270,000 iterations of COCO.
-swin_3x = L(WarmupParamScheduler)(
-    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[202500, 247500], num_updates=270000),
-    warmup_factor=0.001,
-    # 500 iterations.
-    warmup_length=500 / 270000,
-    warmup_method="linear",
-)
 
-# 900 iterations of the nano models: a step after 720, warm-up over 50.
-nano = L(WarmupParamScheduler)(
-    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[720], num_updates=900),
-    warmup_factor=0.001,
-    warmup_length=50 / 900,
-    warmup_method="linear",
-)
+def _steps(milestones: list[int], iterations: int, warmup: int) -> dict:
+    """A tenth of the rate from each milestone on, and a linear warm-up, all in iterations."""
+    return L(WarmupParamScheduler)(
+        scheduler=L(MultiStepParamScheduler)(
+            values=[0.1**i for i in range(len(milestones) + 1)], milestones=milestones, num_updates=iterations
+        ),
+        warmup_factor=0.001,
+        warmup_length=warmup / iterations,
+        warmup_method="linear",
+    )
+
+
+# Swin's: 12 epochs, steps after 8 and 11; 36 epochs, steps after 27 and 33. At 16 images an iteration.
+coco_1x = _steps([60000, 82500], 90000, warmup=500)
+coco_3x = _steps([202500, 247500], 270000, warmup=500)
+bdd100k_1x = _steps([34930, 48030], 52400, warmup=500)
+bdd100k_3x = _steps([117900, 144100], 157200, warmup=500)
+
+# Of the nano models.
+nano = _steps([720], 900, warmup=50)

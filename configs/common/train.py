@@ -5,6 +5,8 @@ train = {
     # Weights to start from, or to evaluate.
     "init_checkpoint": "",
     "max_iter": 270000,
+    # Factor from the config's batch size to that of the run; rate, iterations and periods follow it.
+    "batch_scale": 1.0,
     # Of torch, numpy, random, of the order of the data and of augmentations; negative for another each time.
     "seed": -1,
     "device": "cuda",
@@ -22,3 +24,9 @@ train = {
     # Iterations between two gatherings of metrics, each of which waits for the device.
     "log_period": 20,
 }
+
+# With the schedules of the same names; evaluated about once an epoch.
+coco_1x = {**train, "max_iter": 90000, "eval_period": 7500}
+coco_3x = {**train, "max_iter": 270000, "eval_period": 7500}
+bdd100k_1x = {**train, "max_iter": 52400, "eval_period": 4500}
+bdd100k_3x = {**train, "max_iter": 157200, "eval_period": 4500}

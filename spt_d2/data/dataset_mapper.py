@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
+from spt_d2.data.augmentation import build_crop
 from spt_d2.data.object_sizes import sized_objects
 from spt_d2.data.regions import LABEL_SOURCES, adopt_moved, draw_labels, read_regions
 
@@ -67,9 +68,14 @@ class SelectionDatasetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The stock mapper's arguments, and those under ``INPUT.SPT``."""
+        """The stock mapper's arguments, and those under ``INPUT.SPT`` and ``INPUT.CROP``."""
+        stock = super().from_config(cfg, is_train)
+        if is_train and cfg.INPUT.CROP.ENABLED:
+            # The stock mapper's crop is the first of its augmentations.
+            stock["augmentations"][0] = build_crop(cfg)
+            stock["recompute_boxes"] = cfg.MODEL.MASK_ON and cfg.INPUT.CROP.RECOMPUTE_BOXES
         return {
-            **super().from_config(cfg, is_train),
+            **stock,
             "strides": cfg.INPUT.SPT.STRIDES,
             "label_source": cfg.INPUT.SPT.LABEL_SOURCE,
         }

@@ -19,6 +19,7 @@ from torch import nn
 
 from spt_d2.checkpoint import SelectionCheckpointer
 from spt_d2.data import setup_lazy_datasets
+from spt_d2.engine.batch_scale import scale_lazy_batch
 from spt_d2.engine.ema import EMAHook
 from spt_d2.engine.launch import distribute
 from spt_d2.engine.optimizer import clip_gradients
@@ -34,6 +35,7 @@ def setup_lazy(args: argparse.Namespace) -> DictConfig:
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="spt_d2")
     setup_lazy_datasets(cfg, args.opts)
+    scale_lazy_batch(cfg)
     cfg.train.device = available_device(cfg.train.device)
     default_setup(cfg, args)
     return cfg

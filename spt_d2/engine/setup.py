@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from spt_d2.config import add_spt_config, validate_spt_config
 from spt_d2.data import setup_datasets
+from spt_d2.engine.batch_scale import scale_batch
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
 def _complete(cfg: CfgNode, opts: Sequence[str]) -> CfgNode:
     setup_datasets(cfg, list(opts))
     validate_spt_config(cfg)
+    scale_batch(cfg)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     return cfg

@@ -1,10 +1,11 @@
-"""COCO instances with selection labels; images of 480 to 800 px on their short side, as in Swin's detection recipe."""
+"""COCO instances with selection labels, in Swin's detection recipe: the twin of Recipes/Base-COCO.yaml."""
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
 
 from spt_d2.data import SelectionDatasetMapper
+from spt_d2.data.augmentation import OccasionalCrop
 from spt_d2.engine.evaluators import build_evaluator
 
 dataloader = {
@@ -13,6 +14,9 @@ dataloader = {
         mapper=L(SelectionDatasetMapper)(
             is_train=True,
             augmentations=[
+                L(OccasionalCrop)(
+                    crop_type="absolute_range", crop_size=(384, 600), probability=0.5, min_sizes=(400, 500, 600)
+                ),
                 L(T.ResizeShortestEdge)(
                     short_edge_length=tuple(range(480, 801, 32)), max_size=1333, sample_style="choice"
                 ),
@@ -28,7 +32,7 @@ dataloader = {
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
         mapper=L(SelectionDatasetMapper)(
             is_train=False,
-            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333, sample_style="choice")],
             image_format="${...train.mapper.image_format}",
         ),
         num_workers=4,

@@ -15,17 +15,13 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
-from spt_d2.modeling import SPT, SelectionFPN, SelectionGeneralizedRCNN
+from spt_d2.modeling import SelectionFPN, SelectionGeneralizedRCNN
+
+from .backbones import spt_t
 
 model = L(SelectionGeneralizedRCNN)(
     backbone=L(SelectionFPN)(
-        bottom_up=L(SPT)(
-            embed_dim=96,
-            depths=[2, 2, 10, 2],
-            num_heads=[3, 6, 12, 24],
-            drop_path_rate=0.2,
-            out_features=["res2", "res3", "res4", "res5"],
-        ),
+        bottom_up=spt_t,
         in_features="${.bottom_up.out_features}",
         out_channels=256,
         top_block=L(LastLevelMaxPool)(),

@@ -1,0 +1,28 @@
+"""The backbones of the paper's tables and their dense twins (Sec. 3.1, App. B.2): the twin of configs/Backbones."""
+
+from detectron2.config import LazyCall as L
+
+from spt_d2.modeling import SPT, Swin
+
+_tiny = dict(embed_dim=96, num_heads=[3, 6, 12, 24], drop_path_rate=0.2, out_features=["res2", "res3", "res4", "res5"])
+_base = {**_tiny, "embed_dim": 128, "num_heads": [4, 8, 16, 32]}
+
+# The paper adds four blocks to the third stage of Swin; T/12 goes without them.
+spt_t = L(SPT)(**_tiny, depths=[2, 2, 10, 2])
+spt_t12 = L(SPT)(**_tiny, depths=[2, 2, 6, 2])
+spt_s = L(SPT)(**_tiny, depths=[2, 2, 22, 2])
+spt_b = L(SPT)(**_base, depths=[2, 2, 22, 2])
+
+# Swin at its published depths.
+swin_t = L(Swin)(**_tiny, depths=[2, 2, 6, 2])
+swin_s = L(Swin)(**_tiny, depths=[2, 2, 18, 2])
+swin_b = L(Swin)(**_base, depths=[2, 2, 18, 2])
+
+# Swin as deep as SPT.
+swin_t16 = L(Swin)(**_tiny, depths=[2, 2, 10, 2])
+swin_s28 = L(Swin)(**_tiny, depths=[2, 2, 22, 2])
+swin_b28 = L(Swin)(**_base, depths=[2, 2, 22, 2])
+
+# The paper read literally, where the defaults differ: arguments of SPT, and of the meta-architecture.
+literal = dict(gating="sigmoid", threshold=0.01, noise="logistic", segment="shared", proj_tokens="all")
+literal_loss = dict(loss_weight=0.01, loss_reduction="sum")

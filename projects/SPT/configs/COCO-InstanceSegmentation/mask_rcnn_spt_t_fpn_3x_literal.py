@@ -1,0 +1,11 @@
+"""Mask R-CNN over SPT-T, 36 epochs of COCO, read literally: the twin of the yaml config of this name."""
+
+from spt_d2 import get_config
+
+model = get_config("common/models/spt_fpn.py").model
+model.backbone.bottom_up.update(get_config("common/models/backbones.py").literal)
+model.update(get_config("common/models/backbones.py").literal_loss)
+dataloader = get_config("common/data/coco.py").dataloader
+optimizer = get_config("common/optim.py").AdamW
+lr_multiplier = get_config("common/schedule.py").coco_3x
+train = get_config("common/train.py").coco_3x
