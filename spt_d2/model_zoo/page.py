@@ -35,8 +35,8 @@ Made by `{COMMAND}` from the code, [the paper's numbers](projects/SPT/paper_resu
 * *Keep 0.23* is {_RATIOS}, what the paper reports for BDD100K (Table 6).
   *Executed* MACs include the empty slots of containers, *useful* ones do not.
 * *Paper* columns, in italics, are the paper's own numbers, not measured here. Its FLOPs are multiply-adds too. They
-  agree with the count for Swin. For SPT they fit none of the readings below: see
-  [the open points](projects/SPT/README.md#open-points).
+  agree with the count for Swin; for SPT no reading below gives them all at the keep ratios that the paper reports: see
+  [where it contradicts itself](projects/SPT/README.md#where-the-paper-contradicts-itself).
 * **Measured** columns come from results files: the mean over seeds ± its standard error. An empty cell was not
   measured.
 
