@@ -33,7 +33,8 @@ def draw_sweep(record: Mapping[str, Any], title: str = "") -> np.ndarray:
         axis.set_ylabel(f"{_TASKS.get(task, task)}, %", fontsize=9)
     _draw(axes[-1], points, _milliseconds)
     axes[-1].set_ylabel("backbone, ms per image (bars: quartiles)", fontsize=9)
-    axes[-1].set_ylim(bottom=0)
+    # From zero, or small differences look large; with room for the star at the top.
+    axes[-1].set_ylim(0, 1.06 * axes[-1].get_ylim()[1])
     for axis in axes:
         axis.set_xlabel("tokens kept in the stages that select, %", fontsize=9)
         axis.tick_params(labelsize=8)
