@@ -82,6 +82,9 @@ def _add_spt(cfg: CfgNode) -> None:
     node.SELECT = "gate"
     # Share of valid tokens kept per image and block under SELECT topk and random, in (0, 1].
     node.KEEP_RATIO = 0.25
+    # At inference, the most tokens K that a block keeps of an image, whatever its size: the K of highest score among
+    # those that SELECT keeps. Bounds the time of an image full of objects; 0 for no limit. Training does not apply it.
+    node.TOKEN_BUDGET = 0
     # A token is kept if sigmoid((score + noise) / tau) exceeds this probability, in [0, 1). The paper: 0.01, which
     # prunes only what the gate is 99 % sure of and so takes long training.
     node.THRESHOLD = 0.05
@@ -251,6 +254,7 @@ def validate_spt_config(cfg: CfgNode) -> None:
     expect(known, "MODEL.SPT.SPA_STAGES", f"some of {stages}", spt.SPA_STAGES)
     expect(0 <= spt.THRESHOLD < 1, "MODEL.SPT.THRESHOLD", "a probability in [0, 1)", spt.THRESHOLD)
     expect(0 < spt.KEEP_RATIO <= 1, "MODEL.SPT.KEEP_RATIO", "a fraction in (0, 1]", spt.KEEP_RATIO)
+    expect(spt.TOKEN_BUDGET >= 0, "MODEL.SPT.TOKEN_BUDGET", "0 (no limit) or more tokens", spt.TOKEN_BUDGET)
     expect(0 < spt.GATE_PRIOR < 1, "MODEL.SPT.GATE_PRIOR", "a fraction in (0, 1)", spt.GATE_PRIOR)
     expect(spt.TAU > 0, "MODEL.SPT.TAU", "a temperature above 0", spt.TAU)
     expect(spt.LOSS_WEIGHT >= 0, "MODEL.SPT.LOSS_WEIGHT", "a weight of at least 0", spt.LOSS_WEIGHT)

@@ -176,6 +176,7 @@ class SelectPackBlock(nn.Module):
             tau=options.tau,
             noise=options.noise if self.training else "none",
             keep_ratio=options.keep_ratio,
+            token_budget=0 if self.training else options.token_budget,
             labels=labels,
             deterministic=not self.training,
         )

@@ -29,6 +29,7 @@ class SelectPackOptions:
         gating: ``sigmoid`` (eq. 5), ``centred`` or ``none``; see :func:`spt_d2.ops.selection.gating_factor`.
         select: ``gate`` (paper), ``topk``, ``random``, ``oracle`` or ``all``.
         keep_ratio: in (0, 1], for ``topk`` and ``random``.
+        token_budget: at inference, the most tokens a block keeps of an image, those of highest score; 0 for no limit.
         threshold: of the keep rule, a probability (0.01).
         tau: temperature of the keep rule.
         noise: in training, ``logistic``, ``gumbel`` or ``none``.
@@ -47,6 +48,7 @@ class SelectPackOptions:
     gating: str = "none"
     select: str = "gate"
     keep_ratio: float = 0.25
+    token_budget: int = 0
     threshold: float = 0.05
     tau: float = 1.0
     noise: str = "none"
@@ -78,6 +80,8 @@ class SelectPackOptions:
             raise ValueError("gating='centred' expects a threshold above 0: it is centred at the threshold's logit.")
         if not 0.0 < self.keep_ratio <= 1.0:
             raise ValueError(f"keep_ratio expects a fraction in (0, 1]. Got {self.keep_ratio}.")
+        if self.token_budget < 0:
+            raise ValueError(f"token_budget expects 0 (no limit) or more tokens. Got {self.token_budget}.")
         if not 0.0 < self.gate_prior < 1.0:
             raise ValueError(f"gate_prior expects a fraction in (0, 1). Got {self.gate_prior}.")
         if self.tau <= 0.0:

@@ -189,6 +189,7 @@ def select_tokens(
     tau: float = 1.0,
     noise: str = "none",
     keep_ratio: float = 1.0,
+    token_budget: int = 0,
     labels: Tensor | None = None,
     deterministic: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -204,6 +205,9 @@ def select_tokens(
         tau: temperature, > 0.
         noise: see :func:`selection_noise`; pass ``none`` outside training.
         keep_ratio: in (0, 1], for ``topk`` and ``random``.
+        token_budget: the most tokens kept of an image, 0 for no limit. Where ``select`` keeps more, whatever it is,
+            those of highest score stay, ties by raster order: the number of tokens, and so the time, has a bound. Pass
+            0 in training: the relaxed decision knows a token's own score only, not who took its place.
         labels: (B, H, W) uint8 selection labels, for ``oracle``.
         deterministic: ``random`` then draws the same tokens at every call; for evaluation.
 
@@ -216,11 +220,11 @@ def select_tokens(
     if select == "gate":
         keep = soft > threshold
     elif select == "topk":
-        keep = _highest(logits, valid, keep_ratio)
+        keep = _highest(logits, valid, _share(valid, keep_ratio))
     elif select == "random":
         generator = torch.Generator().manual_seed(0) if deterministic else None
         rank = torch.rand(valid.shape, generator=generator, device="cpu" if deterministic else valid.device)
-        keep = _highest(rank.to(valid.device), valid, keep_ratio)
+        keep = _highest(rank.to(valid.device), valid, _share(valid, keep_ratio))
     elif select == "oracle":
         if labels is None:
             raise ValueError(
@@ -232,20 +236,29 @@ def select_tokens(
         keep = torch.ones_like(valid)
     else:
         raise ValueError(f"select expects one of {SELECTS}. Got {select!r}.")
-    return keep & valid, soft
+    keep = keep & valid
+    if token_budget < 0:
+        raise ValueError(f"token_budget expects 0 (no limit) or more tokens. Got {token_budget}.")
+    if token_budget:
+        keep = _highest(score, keep, keep.flatten(1).sum(dim=1).clamp(max=token_budget))
+    return keep, soft
 
 
-def _highest(rank: Tensor, valid: Tensor, ratio: float) -> Tensor:
-    """Per image, the ceil(ratio * valid tokens) valid tokens of highest rank; ties go to the first in raster order."""
-    flat = rank.detach().masked_fill(~valid, -math.inf).flatten(1)
+def _share(valid: Tensor, ratio: float) -> Tensor:
+    """(B,) long: ceil(ratio * valid tokens) of each image."""
     # In whole millionths: float32 would round 0.09 * 600 up to 55, and not every device has float64.
     millionths = max(round(ratio * 1_000_000), 1)
-    counts = (valid.flatten(1).sum(dim=1) * millionths + 999_999) // 1_000_000
+    return (valid.flatten(1).sum(dim=1) * millionths + 999_999) // 1_000_000
+
+
+def _highest(rank: Tensor, among: Tensor, counts: Tensor) -> Tensor:
+    """Per image, the ``counts`` tokens of highest rank among those marked; ties go to the first in raster order."""
+    flat = rank.detach().masked_fill(~among, -math.inf).flatten(1)
     order = torch.argsort(flat, dim=1, descending=True, stable=True)
     position = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
     keep = torch.zeros_like(flat, dtype=torch.bool)
     keep.scatter_(1, order, position < counts[:, None])
-    return keep.view_as(valid)
+    return keep.view_as(among)
 
 
 def straight_through(soft: Tensor, decides: bool) -> Tensor:

@@ -104,8 +104,11 @@ def predictions(folder: Path) -> list[dict]:
 @pytest.fixture(scope="session")
 def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """Entries of ``DATASETS.CUSTOM``: 12 training and 6 validation images of 64 px."""
-    folder = tmp_path_factory.mktemp("tiny") / "shapes"
-    load_program(ROOT / "datasets" / "make_shapes.py").make_shapes(folder, num_train=12, num_val=6, size=64, workers=1)
+    # One place in a session: a name stands for one data set, and tests elsewhere borrow this fixture.
+    folder = tmp_path_factory.getbasetemp() / "tiny" / "shapes"
+    if not folder.exists():
+        generator = load_program(ROOT / "datasets" / "make_shapes.py")
+        generator.make_shapes(folder, num_train=12, num_val=6, size=64, workers=1)
     return [[f"tiny_{split}", str(folder / f"{split}.json"), str(folder / split)] for split in ("train", "val")]
 
 

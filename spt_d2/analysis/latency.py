@@ -1,0 +1,88 @@
+"""Milliseconds of a backbone at several operating points, side by side."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from spt_d2.analysis.model_report import bottom_up
+from spt_d2.analysis.operating_point import OperatingPoint, operating_point
+
+
+@dataclass(frozen=True)
+class Latency:
+    """
+    Times of one operating point.
+
+    Attributes:
+        median_ms, p25_ms, p75_ms: of one forward pass, in milliseconds.
+        passes: number of them.
+    """
+
+    median_ms: float
+    p25_ms: float
+    p75_ms: float
+    passes: int
+
+    @classmethod
+    def of_seconds(cls, seconds: Sequence[float]) -> "Latency":
+        """At least one pass."""
+        milliseconds = [1000 * value for value in seconds]
+        quartiles = statistics.quantiles(milliseconds, n=4, method="inclusive") if len(milliseconds) > 1 else None
+        median = statistics.median(milliseconds)
+        return cls(median, quartiles[0] if quartiles else median, quartiles[2] if quartiles else median, len(seconds))
+
+
+@torch.inference_mode()
+def time_backbone(
+    model: nn.Module,
+    points: Sequence[OperatingPoint],
+    inputs: Sequence[dict],
+    *,
+    rounds: int = 10,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Latency]:
+    """
+    Time the forward pass of the backbone, without a pyramid on it, on single images.
+
+    Points are interleaved: every round runs each image at every point, one after the other, and every second round
+    in reverse order, so that a machine that slows down slows all of them. The first rounds are not counted.
+
+    Args:
+        model: a meta-architecture whose backbone is Swin, SPT or ViT, in evaluation mode.
+        points: to be compared.
+        inputs: of the model; each is prepared and padded once, beforehand.
+        rounds: that are counted, at least 1.
+        warmup: rounds before them.
+        clock: seconds.
+
+    Raises:
+        ValueError: no image or no round; ``SELECT oracle``, whose labels a backbone alone does not have.
+    """
+    if not inputs or rounds < 1:
+        raise ValueError(f"time_backbone expects at least one image and one round. Got {len(inputs)} and {rounds}.")
+    network = bottom_up(model)
+    prepared = [model.preprocess_image([given]) for given in inputs]  # type: ignore[operator]
+    seconds: list[list[float]] = [[] for _ in points]
+    for number in range(-warmup, rounds):
+        order = range(len(points)) if number % 2 == 0 else reversed(range(len(points)))
+        for i in order:
+            with operating_point(model, points[i]):
+                for images in prepared:
+                    _wait(images.tensor.device)
+                    begin = clock()
+                    network.forward_with_selections(images.tensor, images.image_sizes)  # type: ignore[operator]
+                    _wait(images.tensor.device)
+                    if number >= 0:
+                        seconds[i].append(clock() - begin)
+    return [Latency.of_seconds(values) for values in seconds]
+
+
+def _wait(device: torch.device) -> None:
+    """For work that a GPU was given and has not finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

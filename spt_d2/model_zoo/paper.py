@@ -1,0 +1,88 @@
+"""The paper's own numbers, table by table, as a data file has them."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spt_d2.model_zoo.variants import KEEP_RATIO, VARIANTS, Variant
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    A row of the paper.
+
+    Attributes:
+        model: as the paper calls it, or what was varied.
+        values: one for each column of the table; None where the paper gives none.
+        variant: the backbone that is counted for it; None where it is not one of this project's, or where the input
+            size of the paper is not known.
+        keep_ratio: ``{stage: share}`` at which it is counted.
+        config: below ``configs/``; None for baselines that have none here.
+        data: name of the data set of evaluation.
+    """
+
+    model: str
+    values: tuple[float | None, ...]
+    variant: Variant | None
+    keep_ratio: Mapping[int, float]
+    config: str | None
+    data: str
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether its detector is Cascade Mask R-CNN."""
+        return self.config is not None and "/cascade_" in self.config
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    A table, or a figure or section with numbers.
+
+    Attributes:
+        reference: as one cites it.
+        task: what it is about.
+        columns: titles.
+        rows: in the paper's order.
+    """
+
+    reference: str
+    task: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def read_paper(path: str | os.PathLike[str]) -> dict[str, Table]:
+    """
+    The tables of the data file, by their names there.
+
+    Raises:
+        ValueError: a row with more or fewer values than its table has columns.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {name: _table(table) for name, table in content["tables"].items()}
+
+
+def _table(table: Mapping[str, Any]) -> Table:
+    titles = tuple(title for _, title in table["columns"])
+    for row in table["rows"]:
+        if len(row["values"]) != len(titles):
+            raise ValueError(
+                f"{table['reference']} expects {len(titles)} values in the row of {row['model']!r}. "
+                f"Got {len(row['values'])}."
+            )
+    return Table(table["reference"], table["task"], titles, tuple(_row(row, table["data"]) for row in table["rows"]))
+
+
+def _row(row: Mapping[str, Any], data: str) -> Row:
+    variant = VARIANTS[row["variant"]] if row["variant"] else None
+    if variant is not None and "options" in row:
+        # Tuples, for a variant is a key of what was counted.
+        options = [(key, tuple(value) if isinstance(value, list) else value) for key, value in row["options"].items()]
+        variant = replace(variant, options=tuple(options))
+    ratios = {int(stage): ratio for stage, ratio in row["keep_ratio"].items()} if "keep_ratio" in row else KEEP_RATIO
+    return Row(row["model"], tuple(row["values"]), variant, ratios, row["config"], row.get("data", data))

@@ -1,0 +1,167 @@
+"""MODEL_ZOO.md and the project's tables say what the code counts, what the paper says, and what results files hold."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from spt_d2 import get_config
+from spt_d2.analysis.model_report import parameter_counts
+from spt_d2.model_zoo.page import insert_tables, zoo_page
+from spt_d2.model_zoo.paper import read_paper
+from spt_d2.model_zoo.records import read_record, read_records
+from spt_d2.model_zoo.variants import VARIANTS, build_detector, count, detector_parameters
+from tests.engine.conftest import load_program
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "projects" / "SPT" / "paper_results.json"
+README = ROOT / "projects" / "SPT" / "README.md"
+RECORD = {
+    "config": "COCO-InstanceSegmentation/mask_rcnn_spt_t_fpn_3x.yaml",
+    "overrides": [],
+    "data": {"train": "coco_2017_train", "test": "coco_2017_val", "images": 5000},
+    "hardware": "8 cards",
+    "commit": "0123456789abcdef0123456789abcdef01234567-dirty",
+    "date": "2026-02-01",
+    "seeds": [0, 1, 2],
+    "command": "python projects/SPT/train_net.py",
+    "metrics": {"box_ap": [40.0, 42.0, 44.0], "keep_ratio": [0.2, 0.2, 0.2]},
+}
+
+
+def rows_with(text: str, part: str) -> list[list[str]]:
+    """Cells of the table rows that contain a text."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if part in line]
+
+
+@pytest.mark.slow
+def test_pages_in_the_repository_are_those_that_the_command_makes(capsys):
+    program = load_program(ROOT / "tools" / "make_model_zoo.py")
+    assert program.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_check_fails_where_a_results_file_is_new(tmp_path, capsys):
+    (tmp_path / "new.json").write_text(json.dumps(RECORD))
+    before = README.read_text()
+    program = load_program(ROOT / "tools" / "make_model_zoo.py")
+    assert program.main(["--check", "--results", str(tmp_path)]) == 1
+    assert "MODEL_ZOO.md is stale" in capsys.readouterr().out
+    assert README.read_text() == before
+
+
+def test_a_measurement_stands_in_its_row_with_its_provenance(tmp_path):
+    (tmp_path / "spt.json").write_text(json.dumps(RECORD))
+    other = {**RECORD, "config": "x/other.yaml", "overrides": ["SEED", "1"], "seeds": [1], "metrics": {"map": [50.126]}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    paper, records = read_paper(PAPER), read_records(tmp_path)
+    page = zoo_page(paper, records)
+    results = page.split("## Results")[1]
+    (row,) = rows_with(results, "mask_rcnn_spt_t_fpn_3x]")
+    assert row[2] == "*AP 47.1 (Table 1); mask AP 39.3 (Table 4)*"
+    # Mean and standard error, 2 / sqrt(3).
+    assert row[3:9] == ["42.0 ± 1.2", "", "", "0.200 ± 0.000", "", ""]
+    assert row[9] == "[8 cards; 3 seeds; 0123456789 (changed); 2026-02-01](results/spt.json)"
+    (row,) = rows_with(results, "x/other]")
+    assert row[4] == "50.13" and row[-1].endswith("(results/other.json); SEED 1")
+    readme = insert_tables(README.read_text(), paper, records)
+    assert [row[-1] for row in rows_with(readme, "mask_rcnn_spt_t_fpn_3x]")] == ["measured", "measured"]
+    assert {row[-1] for row in rows_with(readme, "mask_rcnn_spt_s_fpn_3x]")} == {"ready to run"}
+
+
+def test_detectors_counted_by_their_parts_have_the_parameters_of_the_whole():
+    for name, detector in (("spt_s", "RetinaNet"), ("spt_b", "Cascade Mask R-CNN"), ("spt_t12", "Mask R-CNN")):
+        whole = parameter_counts(build_detector(VARIANTS[name], detector))["model"]
+        assert detector_parameters(VARIANTS[name], detector) == whole
+
+
+def test_numbers_that_the_text_of_the_project_names_are_counted():
+    """FLOPs that fit no reading: what SPT-T and SPT-B cost with nothing kept, above what the paper reports."""
+    text = " ".join(README.read_text().split())
+    for name, reported in (("spt_t", 90), ("spt_b", 256)):
+        floor = count(VARIANTS[name]).none.executed / 1e9
+        assert floor > reported and f"{floor:.1f} G" in text
+    blocks = {size: count(VARIANTS[f"spt_{size}"]).backbone - count(VARIANTS[f"swin_{size}"]).backbone for size in "tb"}
+    assert round(blocks["t"] / 1e6, 1) == 7.1 and round(blocks["b"] / 1e6, 1) == 12.6
+    assert "12.6 M" in text and "7.1 M" in text
+
+
+def test_rows_of_the_paper_have_a_value_for_each_column_and_dense_swin_agrees_with_the_count():
+    tables = read_paper(PAPER)
+    assert [tables[f"table{i}"].reference for i in range(1, 9)] == [f"Table {i}" for i in range(1, 9)]
+    place = tables["table1"].columns.index("backbone FLOPs, G")
+    for row in tables["table1"].rows:
+        if row.model.startswith("Swin"):
+            assert count(row.variant).full.executed / 1e9 == pytest.approx(row.values[place], rel=0.005)
+
+
+def test_every_config_of_a_row_exists_and_is_the_backbone_that_is_counted():
+    for table in read_paper(PAPER).values():
+        for row in table.rows:
+            if row.config is None:
+                continue
+            assert (ROOT / "configs" / row.config).exists(), row.config
+            if row.variant is not None:
+                cfg = get_config(row.config)
+                node = cfg.MODEL.SPT if row.variant.selects else cfg.MODEL.SWIN
+                for key, value in row.variant.overrides().items():
+                    assert (
+                        list(node[key.split(".")[-1]]) == list(value)
+                        if isinstance(value, (list, tuple))
+                        else (node[key.split(".")[-1]] == value)
+                    ), (row.config, key)
+
+
+def test_every_link_of_the_pages_leads_to_a_file():
+    for page in (ROOT / "MODEL_ZOO.md", README, ROOT / "results" / "README.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            # Configs are held by the test above.
+            if "configs/" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_markers_that_are_missing_are_an_error():
+    with pytest.raises(ValueError, match="one pair of markers <!-- table1 -->"):
+        insert_tables("", read_paper(PAPER), [])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    (
+        ({"metrics": {"box_ap": [1.0]}}, "'box_ap' expects a number for each of 3 seeds"),
+        ({"metrics": {"speed": [1.0, 1.0, 1.0]}}, "Got 'speed'"),
+        ({"metrics": {}}, "at least one of"),
+        ({"metrics": {"map": [1.0, float("nan"), 1.0]}}, "'map' expects a number"),
+        ({"seeds": []}, "'seeds' expects at least one"),
+        ({"seeds": [1, 1, 2]}, "'seeds' expects each once"),
+        ({"commit": "main"}, "'commit' expects 40 hexadecimal digits"),
+        ({"date": "yesterday"}, "'date' expects YYYY-MM-DD"),
+        ({"data": "coco"}, "'data' expects train, test and images"),
+        ({"hardware": ""}, "'hardware' expects a text"),
+        ({"overrides": "SEED 1"}, "'overrides' expects a list of texts"),
+        ({"extra": 1}, "'extra' is not known"),
+    ),
+    ids=str,
+)
+def test_a_results_file_without_provenance_is_refused(tmp_path, change, message):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**RECORD, **change}))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_record(path)
+    assert "record.json" in str(caught.value)
+
+
+def test_every_key_of_a_results_file_is_needed(tmp_path):
+    for key in RECORD:
+        path = tmp_path / "record.json"
+        path.write_text(json.dumps({name: value for name, value in RECORD.items() if name != key}))
+        with pytest.raises(ValueError, match=f"'{key}' is missing"):
+            read_record(path)
+
+
+def test_the_example_of_the_format_is_a_results_file(tmp_path):
+    (example,) = re.findall(r"```json\n(.*?)```", (ROOT / "results" / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "example.json").write_text(example)
+    assert read_record(tmp_path / "example.json").seeds == (0, 1, 2)
