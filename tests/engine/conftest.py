@@ -1,54 +1,27 @@
-"""A tiny data set and a tiny model, and the command-line programs run in this process or in others."""
+"""A tiny model, and the command-line programs that train it, run in this process or in others."""
 
-import importlib.util
 import json
-import logging
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
 import yaml
 from detectron2.engine import default_argument_parser
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT, contained, load_program
+
 TRAIN_NET = ROOT / "projects" / "SPT" / "train_net.py"
 LAZY_TRAIN_NET = ROOT / "tools" / "lazyconfig_train_net.py"
 AVERAGED = ("MODEL.EMA.ENABLED", "True", "MODEL.EMA.DECAY", "0.5")
 
 
-def load_program(path: Path) -> ModuleType:
-    """A program as a module, for it lies in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run_here(program: Path, *arguments: str | Path) -> dict:
     """The results of a program's ``main``, run in this process on one thread."""
-    threads = torch.get_num_threads()
-    # Detectron2's setup of a program gives these handlers, for good, and takes them from the root's.
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "spt_d2")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            # Detectron2 leaves the config file open that it prints; and a machine may have few cores.
-            warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            return load_program(program).main(default_argument_parser().parse_args([str(a) for a in arguments]))
-    finally:
-        torch.set_num_threads(threads)
-        for logger, (handlers, propagate, level) in zip(loggers, before):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
+    with contained():
+        return load_program(program).main(default_argument_parser().parse_args([str(a) for a in arguments]))
 
 
 def run_apart(*command: str | Path) -> str:
@@ -59,23 +32,6 @@ def run_apart(*command: str | Path) -> str:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
-
-
-def assert_same(first: object, second: object, path: str = "") -> None:
-    """Nested containers equal, tensors bit for bit."""
-    assert type(first) is type(second), path
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        for key in first:
-            assert_same(first[key], second[key], f"{path}/{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), path
-        for i, (a, b) in enumerate(zip(first, second)):
-            assert_same(a, b, f"{path}/{i}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), path
-    else:
-        assert first == second, path
 
 
 def metrics(folder: Path) -> dict[int, dict[str, float]]:
@@ -91,14 +47,6 @@ def predictions(folder: Path) -> list[dict]:
     """Detections in an order that does not depend on who made them."""
     found = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
     return sorted(found, key=lambda d: (d["image_id"], d["score"], d["category_id"], d["bbox"]))
-
-
-@pytest.fixture(scope="session")
-def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """Entries of ``DATASETS.CUSTOM``: 12 training and 6 validation images of 64 px."""
-    folder = tmp_path_factory.mktemp("tiny") / "shapes"
-    load_program(ROOT / "datasets" / "make_shapes.py").make_shapes(folder, num_train=12, num_val=6, size=64, workers=1)
-    return [[f"tiny_{split}", str(folder / f"{split}.json"), str(folder / split)] for split in ("train", "val")]
 
 
 @pytest.fixture(scope="session")
