@@ -101,7 +101,7 @@ def test_packed_attention_equals_dense_attention_at_random(kind, shift, size, sh
 def test_xformers_kernels_equal_dense_attention(order, segment, shift, size, dtype, with_bias, monkeypatch):
     device = torch.device("cuda")
     monkeypatch.setattr(f"{__name__}.HEAD_DIM", 32)
-    reasons = ops._refusals("cuda", torch.cuda.current_device(), dtype, 32, with_bias)
+    reasons = ops._refusals(device, dtype, 32, with_bias)
     if reasons:
         pytest.skip("xformers refuses the input: " + "; ".join(reasons))
     for _, keep in reference.keep_masks(2, 6, 8):
