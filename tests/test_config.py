@@ -1,6 +1,7 @@
 """Every key of the project's config: explained where it is added, read by some code, checked before a run."""
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.conftest import ROOT
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 import spt_d2.config
 from spt_d2.config import add_spt_config, gate_strides, validate_spt_config
@@ -222,16 +223,20 @@ def patterns_of_rules() -> list[str]:
 
 
 def refuses_some_value(key: str) -> bool:
-    """Whether a value of those that few keys may have is refused, under some backbone."""
-    for backbone in (name for name, builder in BACKBONE_REGISTRY if builder.__module__.startswith("spt_d2")):
-        for value in (-1, "nonsense", [99], 2.0):
-            cfg = make_cfg(backbone)
-            put(cfg, key, value)
-            try:
-                if key in named(cfg):
-                    return True
-            except TypeError:
-                continue
+    """Whether a value of those that few keys may have is refused, under some model of the project's."""
+    names = [
+        [name for name, made in registry if made.__module__.startswith("spt_d2")]
+        for registry in (BACKBONE_REGISTRY, META_ARCH_REGISTRY)
+    ]
+    for backbone, architecture, value in itertools.product(*names, (-1, "nonsense", [99], 2.0)):
+        cfg = make_cfg(backbone)
+        cfg.MODEL.META_ARCHITECTURE = architecture
+        put(cfg, key, value)
+        try:
+            if key in named(cfg):
+                return True
+        except TypeError:
+            continue
     return False
 
 
