@@ -55,8 +55,8 @@ def load_program(path: Path) -> ModuleType:
 
 
 @contextmanager
-def contained() -> Iterator[None]:
-    """Run a program in here, on one thread, and the process is as it was before."""
+def as_a_program() -> Iterator[None]:
+    """On one thread, as programs run, and leaving loggers as they were."""
     threads = torch.get_num_threads()
     # Detectron2's setup of a program gives these handlers, for good, and takes them from the root's.
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "spt_d2")]
@@ -73,23 +73,6 @@ def contained() -> Iterator[None]:
         for logger, (handlers, propagate, level) in zip(loggers, before):
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)
-
-
-def assert_same(first: object, second: object, path: str = "") -> None:
-    """Nested containers equal, tensors bit for bit."""
-    assert type(first) is type(second), path
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        for key in first:
-            assert_same(first[key], second[key], f"{path}/{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), path
-        for i, (a, b) in enumerate(zip(first, second)):
-            assert_same(a, b, f"{path}/{i}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), path
-    else:
-        assert first == second, path
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.conftest import ROOT, assert_same, contained, load_program
+from tests.conftest import ROOT, as_a_program, load_program
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -27,6 +27,7 @@ from spt_d2.curves import read_metrics
 from spt_d2.data import register_shapes
 from spt_d2.engine.reproducible import IterationSeed
 from spt_d2.engine.setup import load_config
+from tests.engine.conftest import assert_same
 
 DEMO = ROOT / "tools" / "demo.py"
 ITERATIONS = 4
@@ -80,7 +81,7 @@ def run_demo(demo: ModuleType, folder: Path, *arguments: str) -> Run:
         start.update({name: value.clone() for name, value in trainer.model.state_dict().items()})
         before_train(trainer)
 
-    with contained(), pytest.MonkeyPatch.context() as patch:
+    with as_a_program(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo.DemoTrainer, "before_train", remember)
         patch.setattr(sys, "__stdout__", terminal := io.StringIO())
         summary = demo.main(["--output", str(folder), *arguments, *SMALL])
@@ -253,6 +254,14 @@ def test_another_seed_starts_elsewhere(demo: ModuleType, selecting: Run) -> None
     assert weights[name].shape == selecting.start[name].shape and not torch.equal(weights[name], selecting.start[name])
 
 
+def test_weights_to_start_from_have_the_sizes_of_the_backbone_that_selects(demo: ModuleType) -> None:
+    """Whatever ``MODEL.SWIN`` says, which the run does not read."""
+    sizes = ["MODEL.SPT.EMBED_DIM", "16", "MODEL.SPT.DEPTHS", "[1, 1, 1, 1]", "MODEL.SPT.NUM_HEADS", "[1, 2, 2, 4]"]
+    weights = demo.initial_weights(load_config(demo.get_config_file(demo.CONFIGS[False]), sizes))
+    assert weights["backbone.bottom_up.norm3.weight"].shape == (128,)
+    assert not any("layers.2.blocks.1." in name for name in weights)
+
+
 # Stopped, and gone on with
 
 
@@ -266,7 +275,7 @@ def stopped(selecting: Run, demo: ModuleType, tmp_path_factory: pytest.TempPathF
             raise KeyboardInterrupt
         before_step(hook)
 
-    with contained(), pytest.MonkeyPatch.context() as patch:
+    with as_a_program(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(IterationSeed, "before_step", press)
         patch.setattr(sys, "__stdout__", terminal := io.StringIO())
         patch.setattr(sys, "argv", [str(DEMO), "--output", str(folder), *SMALL])
@@ -344,7 +353,7 @@ def test_another_config_trains_on_its_own_data_set(
     folder, small = tmp_path / "out", [*SMALL]
     for key in ("SOLVER.MAX_ITER", "SOLVER.STEPS"):
         del small[small.index(key) : small.index(key) + 2]
-    with contained(), pytest.MonkeyPatch.context() as patch:
+    with as_a_program(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "__stdout__", io.StringIO())
         summary = demo.main(["--config-file", str(tmp_path / "mine.yaml"), "--output", str(folder), *small])
     assert summary["segm"] == {} and summary["box"]["AP"] is not None

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from detectron2.engine import default_argument_parser
 
-from tests.conftest import ROOT, contained, load_program
+from tests.conftest import ROOT, as_a_program, load_program
 
 TRAIN_NET = ROOT / "projects" / "SPT" / "train_net.py"
 LAZY_TRAIN_NET = ROOT / "tools" / "lazyconfig_train_net.py"
@@ -20,7 +21,7 @@ AVERAGED = ("MODEL.EMA.ENABLED", "True", "MODEL.EMA.DECAY", "0.5")
 
 def run_here(program: Path, *arguments: str | Path) -> dict:
     """The results of a program's ``main``, run in this process on one thread."""
-    with contained():
+    with as_a_program():
         return load_program(program).main(default_argument_parser().parse_args([str(a) for a in arguments]))
 
 
@@ -32,6 +33,23 @@ def run_apart(*command: str | Path) -> str:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
+
+
+def assert_same(first: object, second: object, path: str = "") -> None:
+    """Nested containers equal, tensors bit for bit."""
+    assert type(first) is type(second), path
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            assert_same(first[key], second[key], f"{path}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        for i, (a, b) in enumerate(zip(first, second)):
+            assert_same(a, b, f"{path}/{i}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), path
+    else:
+        assert first == second, path
 
 
 def metrics(folder: Path) -> dict[int, dict[str, float]]:

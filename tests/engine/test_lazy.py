@@ -16,9 +16,8 @@ from torch import nn
 
 from spt_d2 import get_config
 from spt_d2.engine.optimizer import build_optimizer
-from tests.conftest import ROOT, assert_same
 
-from .conftest import LAZY_TRAIN_NET, metrics, predictions, run_here
+from .conftest import LAZY_TRAIN_NET, ROOT, assert_same, metrics, predictions, run_here
 
 LEAF = ROOT / "projects" / "SPT" / "configs" / "mask_rcnn_spt_nano_fpn_shapes.py"
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import assert_same
-
-from .conftest import AVERAGED, TRAIN_NET, metrics, predictions, run_apart
+from .conftest import AVERAGED, TRAIN_NET, assert_same, metrics, predictions, run_apart
 
 
 def test_a_run_logs_losses_and_selection_figures_once_per_period(whole_run: tuple[Path, dict]) -> None:
