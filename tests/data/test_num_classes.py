@@ -250,6 +250,13 @@ def test_references_to_the_number_stay_references_and_the_model_follows(entry: E
     assert model.roi_heads.box_predictor.cls_score.out_features == 10
 
 
+def test_an_override_of_one_part_that_says_otherwise_is_an_error_too(entry: Entry) -> None:
+    """What refers to the one number in the file is a number of its own once the command line has set it."""
+    key = "model.roi_heads.box_predictor.num_classes"
+    with pytest.raises(ValueError, match=rf"{re.escape(key)} is 5 on the command line.*has 3 classes"):
+        set_up(lazy_cfg([entry("mine", PETS)], "mine"), f"{key}=5")
+
+
 def test_numbers_that_are_not_the_detectors_are_left_alone(entry: Entry) -> None:
     """Semantic segmentation has classes of its own, and so has a backbone that was a classifier; lists are entered."""
     cfg = lazy_cfg([entry("mine", PETS)], "mine")
