@@ -1,7 +1,8 @@
-"""Checkpoints: of this model or of a relative with other classes; with the average of the weights where one is kept."""
+"""Checkpoints: of this model or of a relative, pretrained or with other classes; with the average of the weights."""
 
 import contextlib
 import logging
+import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,18 +11,23 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from spt_d2.engine.ema import EMAHook
+from spt_d2.vit_weights import fit_vit
+from spt_d2.weights import fit_to_model, read_weights
+from spt_d2.weights.files import UNSAFE
 
 logger = logging.getLogger(__name__)
 
-# Buffers that Swin's authors store and this project computes.
-_COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# Layers whose shapes follow the number of classes: box and mask heads (of a cascade too), RetinaNet, semantic heads.
-_PREDICTOR = re.compile(r"(^|\.)(box_predictor|mask_head\.predictor|head\.cls_score|sem_seg_head\.predictor)\.")
+# Layers whose shapes follow the number of classes: box and mask heads (of a cascade too), RetinaNet, semantic heads,
+# multi-label classifiers.
+_PREDICTOR = re.compile(
+    r"(^|\.)(box_predictor|mask_head\.predictor|head\.cls_score|sem_seg_head\.predictor|label_predictor)\."
+)
 
 
 class SelectionCheckpointer(DetectionCheckpointer):
     """
-    :class:`DetectionCheckpointer` that says plainly which predictors start anew, and knows the average of the weights.
+    :class:`DetectionCheckpointer` that reads pretrained weights of Swin (:mod:`spt_d2.weights`) and of plain ViTs
+    (:mod:`spt_d2.vit_weights`) in any layout, says which parts start anew, and knows the average of the weights.
 
     Args:
         model: wrapped for several processes or not.
@@ -45,17 +51,34 @@ class SelectionCheckpointer(DetectionCheckpointer):
         As :meth:`DetectionCheckpointer.load`.
 
         Raises:
-            ValueError: a run is resumed whose model had another number of classes.
+            ValueError: a run is resumed whose model had another number of classes; weights of a backbone of another
+                width, or of one that is not Swin's first version; a file that holds more than tensors.
+            ImportError: a ``.safetensors`` file, and no such package.
         """
         # Detectron2 passes an empty list where only weights are wanted.
         self._resuming = bool(self.checkpointables) and checkpointables != []
         return super().load(path, checkpointables)
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".safetensors"):
+            return {"model": read_weights(filename)}
+        try:
+            loaded = super()._load_file(filename)
+        except pickle.UnpicklingError as error:
+            cure = "tools/convert_swin_weights.py --trust writes one without them"
+            why = str(error).partition("\n")[0]
+            raise ValueError(UNSAFE.format(who="A checkpoint", path=filename, why=why, cure=cure)) from error
+        if isinstance(loaded["model"].get("state_dict"), Mapping):
+            # As MMDetection and timm save a run.
+            loaded["model"] = loaded["model"]["state_dict"]
+        return loaded
+
     def _load_model(self, checkpoint: dict[str, Any]):
-        weights, wanted = checkpoint["model"], self.model.state_dict()
-        drop_computed_buffers(weights, wanted)
-        dropped = drop_other_predictors(weights, wanted)
-        if dropped and self._resuming and "trainer" in checkpoint:
+        wanted = self.model.state_dict()
+        resumed = self._resuming and "trainer" in checkpoint
+        started = [] if resumed else self._fit(checkpoint, wanted)
+        dropped = drop_other_predictors(checkpoint["model"], wanted)
+        if dropped and resumed:
             raise ValueError(
                 "A resumed run expects the number of classes it began with. Got predictors of other shapes:\n"
                 + _listed(dropped)
@@ -70,17 +93,30 @@ class SelectionCheckpointer(DetectionCheckpointer):
             )
         incompatible = super()._load_model(checkpoint)
         # Reported above.
-        for name in dropped:
+        for name in (*dropped, *started):
             if name in incompatible.missing_keys:
                 incompatible.missing_keys.remove(name)
         return incompatible
 
-
-def drop_computed_buffers(weights: dict[str, Any], wanted: Mapping[str, Tensor]) -> None:
-    """Remove what Swin's checkpoints store and ``wanted``, a state dict, does not have."""
-    for name in list(weights):
-        if name.rsplit(".", 1)[-1] in _COMPUTED and name not in wanted:
-            del weights[name]
+    def _fit(self, checkpoint: dict[str, Any], wanted: Mapping[str, Tensor]) -> list[str]:
+        """Bring pretrained weights into the model's form; returns the entries that keep their initial values."""
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        vit = fit_vit(checkpoint["model"], wanted)
+        if vit is not None:
+            checkpoint["model"] = vit
+            prefix = next(name for name in vit if name.endswith("patch_embed.proj.weight"))
+            prefix = prefix.removesuffix("patch_embed.proj.weight")
+            new = [name for name in wanted if name.startswith(prefix) and name not in vit]
+            logger.info("Weights of a plain ViT: %d entries of the backbone copied, %d new.", len(vit), len(new))
+            return new
+        checkpoint["model"], report = fit_to_model(checkpoint["model"], wanted)
+        if report is None:
+            return []
+        logger.info("Weights of %s", report.table())
+        for line in report.warnings():
+            logger.warning("Of the checkpoint's weights: %s", line)
+        reported = set(report.names("new", "dropped"))
+        return [name for name in wanted if name.removeprefix(report.prefix) in reported]
 
 
 def drop_other_predictors(

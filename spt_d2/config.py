@@ -1,7 +1,10 @@
 """Every key this project adds to Detectron2's config, and what it may be."""
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode
 
+from spt_d2.evaluation.average_precision import FLAVOURS
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS
 from spt_d2.ops.attention import BACKENDS
 from spt_d2.ops.losses import REDUCTIONS
@@ -14,7 +17,8 @@ LABEL_SOURCES = ("auto", "box", "mask")
 
 def add_spt_config(cfg: CfgNode) -> None:
     """
-    Add ``MODEL.SWIN``, ``MODEL.SPT``, ``INPUT.SPT``, ``DATASETS.CUSTOM``, and keys of the solver and evaluation.
+    Add ``MODEL.SWIN``, ``MODEL.SPT``, ``MODEL.VIT``, ``MODEL.MULTI_LABEL``, ``INPUT.SPT``, ``DATASETS.CUSTOM``, and
+    keys of the solver and evaluation.
 
     Defaults are what experiments recommend; the paper's value is named where it differs.
 
@@ -23,6 +27,8 @@ def add_spt_config(cfg: CfgNode) -> None:
     """
     _add_swin(cfg)
     _add_spt(cfg)
+    _add_vit(cfg)
+    _add_multi_label(cfg)
     _add_input(cfg)
     _add_training(cfg)
 
@@ -89,9 +95,10 @@ def _add_spt(cfg: CfgNode) -> None:
     # Order in which an image's tokens are packed: window (a container holds neighbours) or raster.
     node.ORDER = "window"
     # Which packed tokens attend to each other: container (of one image, independent of its batch), shared (containers
-    # run on over the images, the paper's Fig. 3b) or window.
+    # run on over the images, the paper's Fig. 3b), window, or image (all of an image; natural for a plain ViT; not with
+    # POSITION relative_bias).
     node.SEGMENT = "container"
-    # Container length L, in tokens; 0 stands for WINDOW_SIZE squared (the paper: 49).
+    # Container length L, in tokens; 0 stands for WINDOW_SIZE squared (the paper: 49). Not read under SEGMENT image.
     node.CONTAINER_SIZE = 0
     # Position inside the Select and Pack blocks: none (the paper names none), rope, conv or relative_bias.
     node.POSITION = "none"
@@ -116,9 +123,54 @@ def _add_spt(cfg: CfgNode) -> None:
     node.LOG_PERIOD = 20
 
 
+def _add_vit(cfg: CfgNode) -> None:
+    """A plain vision transformer; how its blocks select and pack is said in ``MODEL.SPT``."""
+    cfg.MODEL.VIT = CfgNode()
+    node = cfg.MODEL.VIT
+    # Stride of the patches, in pixels, a power of two. Pyramids are made from stride 16.
+    node.PATCH_SIZE = 16
+    # Channels C of every block.
+    node.EMBED_DIM = 768
+    # Number of blocks.
+    node.DEPTH = 12
+    # Attention heads of every block.
+    node.NUM_HEADS = 12
+    # Blocks that select and pack, numbers from 0 to DEPTH - 1; [] for a dense ViT. The first third is dense by default:
+    # a gate needs features to judge by.
+    node.SPA_BLOCKS = [4, 5, 6, 7, 8, 9, 10, 11]
+    # Side in pixels, a multiple of PATCH_SIZE, of the images whose positions are learned; resized for other images.
+    node.PRETRAIN_IMAGE_SIZE = 224
+    # Hidden channels of the MLP over C.
+    node.MLP_RATIO = 4.0
+    # Whether queries, keys and values have a bias.
+    node.QKV_BIAS = True
+    # Dropout of tokens, MLPs and projections, a probability.
+    node.DROP_RATE = 0.0
+    # Dropout of attention weights, a probability.
+    node.ATTN_DROP_RATE = 0.0
+    # Stochastic depth of the last block, a probability; it grows linearly from 0 at the first block.
+    node.DROP_PATH_RATE = 0.1
+    # Recompute activations in the backward pass, block by block: less memory, more time.
+    node.USE_CHECKPOINT = False
+
+
+def _add_multi_label(cfg: CfgNode) -> None:
+    """Keys of the meta-architectures ``SelectionMultiLabelClassifier`` and ``MultiLabelClassifier`` (Tables 5, 7)."""
+    cfg.MODEL.MULTI_LABEL = CfgNode()
+    node = cfg.MODEL.MULTI_LABEL
+    # Classes K, each present or absent by itself (VOC: 20); set from the json of a training set of one's own.
+    node.NUM_CLASSES = 20
+    # The backbone's feature map that is averaged over tokens, such as res5. Let OUT_FEATURES name this one only.
+    node.FEATURE = "res5"
+    # Average precision behind mAP: voc10 (area under the precision envelope, VOC's devkit since 2010), voc07 (11
+    # points) or step (scikit-learn's). The paper does not say which; the other two are reported beside it.
+    node.AVERAGE_PRECISION = "voc10"
+
+
 def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.SPT = CfgNode()
-    # Strides in pixels at which selection labels are made; those of the stages that have gates. 4 when stage 1 has.
+    # Strides in pixels at which selection labels are made; those of the stages that have gates. 4 when stage 1 has; a
+    # plain ViT's is PATCH_SIZE.
     cfg.INPUT.SPT.STRIDES = [8, 16, 32]
     # Where labels come from: auto (masks where an annotation has one, else its box), box or mask (Sec. 3.2).
     cfg.INPUT.SPT.LABEL_SOURCE = "auto"
@@ -132,7 +184,7 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "adamw"
     # Betas of AdamW.
     cfg.SOLVER.ADAMW_BETAS = [0.9, 0.999]
-    # Weight decay of relative position bias tables.
+    # Weight decay of relative position bias tables and of a ViT's position embeddings.
     cfg.SOLVER.WEIGHT_DECAY_POSITION = 0.0
     # Iterations between two gatherings of metrics from the device; a gathering waits for it.
     cfg.SOLVER.METRIC_PERIOD = 20
@@ -183,6 +235,13 @@ def validate_spt_config(cfg: CfgNode) -> None:
     stages = list(range(1, len(spt.DEPTHS) + 1))
     known = bool(spt.SPA_STAGES) and all(stage in stages for stage in spt.SPA_STAGES)
     expect(known, "MODEL.SPT.SPA_STAGES", f"some of {stages}", spt.SPA_STAGES)
+    whole = spt.SEGMENT == "image"
+    expect(
+        not (whole and spt.POSITION == "relative_bias"),
+        "MODEL.SPT.POSITION",
+        "none, rope or conv under SEGMENT 'image'",
+        spt.POSITION,
+    )
     expect(0 <= spt.THRESHOLD < 1, "MODEL.SPT.THRESHOLD", "a probability in [0, 1)", spt.THRESHOLD)
     expect(0 < spt.KEEP_RATIO <= 1, "MODEL.SPT.KEEP_RATIO", "a fraction in (0, 1]", spt.KEEP_RATIO)
     expect(0 < spt.GATE_PRIOR < 1, "MODEL.SPT.GATE_PRIOR", "a fraction in (0, 1)", spt.GATE_PRIOR)
@@ -192,22 +251,54 @@ def validate_spt_config(cfg: CfgNode) -> None:
     expect(spt.LOG_PERIOD >= 1, "MODEL.SPT.LOG_PERIOD", "at least 1 iteration", spt.LOG_PERIOD)
     source = cfg.INPUT.SPT.LABEL_SOURCE
     expect(source in LABEL_SOURCES, "INPUT.SPT.LABEL_SOURCE", f"one of {LABEL_SOURCES}", source)
-    if (
-        "spt" in cfg.MODEL.BACKBONE.NAME
-        and spt.SUPERVISE
-        and known
-        and cfg.MODEL.META_ARCHITECTURE.startswith("Selection")
-    ):
-        needed = gate_strides(spt.SPA_STAGES, spt.MULTI_SCALE)
-        covered = set(needed) <= set(cfg.INPUT.SPT.STRIDES)
-        expect(covered, "INPUT.SPT.STRIDES", f"the strides {needed} of the gated stages", list(cfg.INPUT.SPT.STRIDES))
+    _check_vit(cfg.MODEL.VIT, cfg.MODEL.BACKBONE.NAME, expect)
+    needed = _label_strides(cfg) if known else []
+    covered = set(needed) <= set(cfg.INPUT.SPT.STRIDES)
+    expect(covered, "INPUT.SPT.STRIDES", f"the strides {needed} of the gated stages", list(cfg.INPUT.SPT.STRIDES))
     expect(cfg.SOLVER.OPTIMIZER in ("adamw", "sgd"), "SOLVER.OPTIMIZER", "'adamw' or 'sgd'", cfg.SOLVER.OPTIMIZER)
     precision = cfg.SOLVER.AMP.PRECISION
     expect(precision in ("float16", "bfloat16"), "SOLVER.AMP.PRECISION", "'float16' or 'bfloat16'", precision)
     expect(cfg.SOLVER.METRIC_PERIOD >= 1, "SOLVER.METRIC_PERIOD", "at least 1 iteration", cfg.SOLVER.METRIC_PERIOD)
     expect(0 <= cfg.MODEL.EMA.DECAY < 1, "MODEL.EMA.DECAY", "a decay in [0, 1)", cfg.MODEL.EMA.DECAY)
+    multi_label = cfg.MODEL.MULTI_LABEL
+    expect(multi_label.NUM_CLASSES >= 1, "MODEL.MULTI_LABEL.NUM_CLASSES", "at least 1 class", multi_label.NUM_CLASSES)
+    flavour = multi_label.AVERAGE_PRECISION
+    expect(flavour in FLAVOURS, "MODEL.MULTI_LABEL.AVERAGE_PRECISION", f"one of {FLAVOURS}", flavour)
+    augmented = cfg.TEST.AUG.ENABLED
+    expect(not (classifies(cfg) and augmented), "TEST.AUG.ENABLED", "False with a classifier", augmented)
     if problems:
         raise ValueError("The config is not valid:\n" + "\n".join(problems))
+
+
+def _check_vit(node: CfgNode, backbone: str, expect: Callable[[bool, str, str, object], None]) -> None:
+    patch, heads = node.PATCH_SIZE, node.NUM_HEADS
+    good = patch == 16 if "vit_fpn" in backbone else patch > 1 and patch & (patch - 1) == 0
+    expect(good, "MODEL.VIT.PATCH_SIZE", "a power of two above 1; 16 for a pyramid", patch)
+    expect(node.DEPTH >= 1, "MODEL.VIT.DEPTH", "at least 1 block", node.DEPTH)
+    shared = heads >= 1 and node.EMBED_DIM % heads == 0
+    expect(shared, "MODEL.VIT.NUM_HEADS", f"a divisor of EMBED_DIM {node.EMBED_DIM}", heads)
+    distinct = len(set(node.SPA_BLOCKS)) == len(node.SPA_BLOCKS)
+    inside = distinct and all(0 <= block < node.DEPTH for block in node.SPA_BLOCKS)
+    # The default is that of 12 blocks, and of no concern to another backbone.
+    if "vit" in backbone:
+        expect(inside, "MODEL.VIT.SPA_BLOCKS", f"distinct numbers of 0 to {node.DEPTH - 1}", list(node.SPA_BLOCKS))
+    size = node.PRETRAIN_IMAGE_SIZE
+    whole = size > 0 and patch > 0 and size % patch == 0
+    expect(whole, "MODEL.VIT.PRETRAIN_IMAGE_SIZE", f"a multiple of PATCH_SIZE {patch}", size)
+    for key in ("DROP_RATE", "ATTN_DROP_RATE", "DROP_PATH_RATE"):
+        expect(0 <= node[key] < 1, f"MODEL.VIT.{key}", "a probability in [0, 1)", node[key])
+    expect(node.MLP_RATIO > 0, "MODEL.VIT.MLP_RATIO", "a ratio above 0", node.MLP_RATIO)
+
+
+def _label_strides(cfg: CfgNode) -> list[int]:
+    """Strides in pixels at which the model asks for selection labels: to supervise gates, or in their place."""
+    spt, backbone = cfg.MODEL.SPT, cfg.MODEL.BACKBONE.NAME
+    if not (spt.SUPERVISE or spt.SELECT == "oracle") or not cfg.MODEL.META_ARCHITECTURE.startswith("Selection"):
+        return []
+    if "spt" in backbone:
+        # Labels that select are those of the SPA stages; an extra gate decides nothing.
+        return gate_strides(spt.SPA_STAGES, spt.MULTI_SCALE and spt.SUPERVISE)
+    return [cfg.MODEL.VIT.PATCH_SIZE] if "vit" in backbone and cfg.MODEL.VIT.SPA_BLOCKS else []
 
 
 def gate_strides(spa_stages: list[int], multi_scale: bool) -> list[int]:
@@ -216,3 +307,8 @@ def gate_strides(spa_stages: list[int], multi_scale: bool) -> list[int]:
     if multi_scale:
         stages |= {stage - 1 for stage in spa_stages if stage > 1}
     return sorted(2 ** (stage + 1) for stage in stages)
+
+
+def classifies(cfg: CfgNode) -> bool:
+    """Whether the config's model says which classes an image shows, where others detect objects."""
+    return cfg.MODEL.META_ARCHITECTURE.endswith("MultiLabelClassifier")

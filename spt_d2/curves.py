@@ -94,7 +94,10 @@ def _draw_losses(axis: Axes, curves: Mapping[str, Curve]) -> None:
         iterations, values = curves[name]
         _draw_line(axis, iterations, values, name.replace("loss_", ""), bold=name == "total_loss")
     axis.set_yscale("log")
-    _finish(axis, "Losses")
+    # Room for the legend, which would otherwise lie on the highest line.
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(bottom, top * (top / bottom) ** 0.35)
+    _finish(axis, "Losses", columns=3)
 
 
 def _draw_line(axis: Axes, iterations: Sequence[int], values: Sequence[float], label: str, bold: bool = False) -> None:
@@ -103,10 +106,10 @@ def _draw_line(axis: Axes, iterations: Sequence[int], values: Sequence[float], l
     axis.plot(iterations, values, label=label, linewidth=2.0 if bold else 1.2, marker=marker)
 
 
-def _finish(axis: Axes, title: str) -> None:
+def _finish(axis: Axes, title: str, columns: int = 2) -> None:
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("iteration", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
     if axis.lines:
-        axis.legend(fontsize=7, ncol=2)
+        axis.legend(fontsize=7, ncol=columns)

@@ -28,7 +28,7 @@ def summarize(results: Mapping[str, Mapping[str, float]], train_seconds: float, 
         "box": dict(results.get("bbox", {})),
         "segm": dict(results.get("segm", {})),
         "selection": selection_summary(figures),
-        "macs_g": {"executed": figures.get("executed_macs_g"), "dense": figures.get("dense_macs_g")},
+        "macs_g": {name: figures.get(f"{name}_macs_g") for name in ("executed", "useful", "dense")},
         "train_seconds": train_seconds,
         "commit": commit,
     }

@@ -84,6 +84,8 @@ def segment_of_tokens(
             names[b, i, j] = (b, rank_in_image[b] // container_size)
         elif segment == "shared":
             names[b, i, j] = (b, rank // container_size)
+        elif segment == "image":
+            names[b, i, j] = b
         rank_in_image[b] += 1
     return names
 

@@ -1,6 +1,8 @@
-"""Checkpoints of relatives: with other classes, with Swin's stored tables; of a run to be resumed."""
+"""Checkpoints of relatives: with other classes, pretrained, dense or sparse; of a run to be resumed."""
 
+import argparse
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
-import spt_d2.modeling  # noqa: F401  registers the backbones
+import spt_d2.checkpoint
 from spt_d2.checkpoint import SelectionCheckpointer
 from spt_d2.config import add_spt_config
 from tests.conftest import ROOT
@@ -184,3 +186,110 @@ def test_a_checkpoint_saved_from_a_wrapped_model_loses_its_prefix_and_its_predic
     assert len(warnings_of()) == 1
     name = "proposal_generator.rpn_head.conv.weight"
     assert torch.equal(target.state_dict()[name], source.state_dict()[name])
+
+
+# Pretrained: dense and sparse twins, and files of others (tests/weights has the layouts).
+
+
+DENSE = {"SELECT": "all", "SEGMENT": "window", "POSITION": "relative_bias"}
+
+
+def twin(backbone: str, depths: list[int], seed: int, **spt: object) -> nn.Module:
+    torch.manual_seed(seed)
+    cfg = make_cfg()
+    cfg.MODEL.BACKBONE.NAME = f"build_{backbone}_fpn_backbone"
+    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN):
+        node.EMBED_DIM, node.DEPTHS, node.NUM_HEADS, node.WINDOW_SIZE = 8, depths, [1, 1, 1, 1], 4
+    for key, value in spt.items():
+        cfg.MODEL.SPT[key] = value
+    return build_model(cfg).eval()
+
+
+def same_detector(actual: nn.Module, expected: nn.Module) -> bool:
+    image = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        pairs = zip(actual.backbone(image).values(), expected.backbone(image).values())
+        same = all(torch.allclose(mine, theirs, atol=1e-5) for mine, theirs in pairs)
+    others = {n: v for n, v in expected.state_dict().items() if "bottom_up" not in n}
+    return same and all(torch.equal(actual.state_dict()[name], value) for name, value in others.items())
+
+
+@pytest.mark.parametrize("depths", [[1, 1, 2, 1], [1, 1, 4, 1]], ids=["equal", "deeper"])
+def test_a_dense_detector_starts_its_sparse_twin(depths: list[int], tmp_path: Path, warnings_of) -> None:
+    dense = twin("swin", [1, 1, 2, 1], 0)
+    for name, parameter in dense.named_parameters():
+        if "norm" in name or "table" in name:
+            nn.init.normal_(parameter)
+    path = save(dense, tmp_path)
+    sparse = twin("spt", depths, 1, **DENSE)
+    assert not same_detector(sparse, dense)
+    SelectionCheckpointer(sparse).load(path)
+    assert same_detector(sparse, dense)
+    assert warnings_of() == []
+    # Where blocks have no position the function is another one, and that is all that is said.
+    SelectionCheckpointer(twin("spt", depths, 1)).load(path)
+    assert len(warnings_of()) == 2
+    assert all("relative_position_bias_table" in message for message in warnings_of())
+
+
+def test_a_sparse_detector_starts_its_dense_twin(tmp_path: Path, warnings_of) -> None:
+    sparse, dense = twin("spt", [1, 1, 2, 1], 0, **DENSE), twin("swin", [1, 1, 2, 1], 1)
+    SelectionCheckpointer(dense).load(save(sparse, tmp_path))
+    assert same_detector(dense, sparse)
+    assert warnings_of() == []
+
+
+def test_a_resumed_run_takes_its_checkpoint_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_model()
+    SelectionCheckpointer(source, str(tmp_path), trainer=Counter()).save("model")
+    fit, calls = spt_d2.checkpoint.fit_to_model, []
+    monkeypatch.setattr(spt_d2.checkpoint, "fit_to_model", lambda *a: calls.append(a) or fit(*a))
+    resumed = make_model(seed=1)
+    SelectionCheckpointer(resumed, str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in resumed.state_dict().items())
+    assert calls == []
+    # And a run that only starts from it is fitted to it.
+    SelectionCheckpointer(make_model(), trainer=Counter()).resume_or_load(str(tmp_path / "model.pth"), resume=False)
+    assert len(calls) == 1
+
+
+def test_a_backbone_alone_starts_a_detector_and_its_other_parts_keep_their_own_start(
+    tmp_path: Path, warnings_of
+) -> None:
+    source, target = make_model(), make_model(seed=1)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    torch.save(source.backbone.bottom_up.state_dict(), tmp_path / "backbone.pth")
+    SelectionCheckpointer(target).load(str(tmp_path / "backbone.pth"))
+    for name, value in target.state_dict().items():
+        expected = source.state_dict()[name] if "bottom_up" in name else before[name]
+        assert torch.equal(value, expected), name
+    assert warnings_of() == []
+
+
+def test_safetensors_are_read_and_without_the_package_the_error_names_the_cure(
+    tmp_path: Path, warnings_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    source, target = make_model(), make_model(seed=1)
+    path = str(tmp_path / "model.safetensors")
+    safetensors.save_file(source.state_dict(), path)
+    SelectionCheckpointer(target).load(path)
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
+    assert warnings_of() == []
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match="HINT: pip install safetensors"):
+        SelectionCheckpointer(target).load(path)
+
+
+def test_a_file_that_holds_more_than_tensors_is_an_error_that_names_the_cure(tmp_path: Path) -> None:
+    path = save(make_model(), tmp_path, config=argparse.Namespace())
+    with pytest.raises(ValueError, match=r"file of tensors(.|\n)*HINT: tools/convert_swin_weights.py --trust"):
+        SelectionCheckpointer(make_model()).load(path)
+
+
+def test_a_backbone_of_another_width_is_an_error(tmp_path: Path) -> None:
+    path = save(make_model(), tmp_path)
+    cfg = make_cfg()
+    cfg.MODEL.SPT.EMBED_DIM = 16
+    with pytest.raises(ValueError, match="8 channels(.|\n)*16 channels(.|\n)*HINT"):
+        SelectionCheckpointer(build_model(cfg)).load(path)

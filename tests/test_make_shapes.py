@@ -15,6 +15,10 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from spt_d2.data.coco_check import check_coco
+from spt_d2.data.coco_json import read_coco
+from spt_d2.data.coco_stats import measure_dataset
+
 FOLDER = Path(__file__).resolve().parents[1] / "datasets"
 SEED, TRAIN, VAL, SIZE = 3, 30, 20, 256
 
@@ -34,7 +38,6 @@ def load(name: str) -> ModuleType:
 
 shapes_scene = load("shapes_scene")
 make_shapes = load("make_shapes")
-measure_coco = load("measure_coco")
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +149,22 @@ def test_sizes_borders_and_counts_keep_their_limits(made):
 def test_report_agrees_with_a_measurement_on_the_masks(made):
     output, report = made
     for split in ("train", "val"):
-        measured = measure_coco.measure(str(output / f"{split}.json"))
+        measured = measure_dataset(read_coco(output / f"{split}.json"), "mask").summary()
         for key in ("images", "objects", "classes"):
             assert report[split][key] == measured[key]
         assert report[split]["empty_share"] == pytest.approx(measured["empty_share"])
-        assert report[split]["object_to_pixel_ratio"] == pytest.approx(measured["ratio"], rel=0.02)
-        assert 0.01 < measured["ratio"] < 0.08
+        assert report[split]["object_to_pixel_ratio"] == pytest.approx(measured["ratio_union"]["mean"], rel=0.02)
+        assert 0.01 < measured["ratio_union"]["mean"] < 0.08
         assert min(measured["classes"].values()) > 0
 
 
 # --- the pictures
+
+
+def test_set_passes_the_check_without_a_remark(made):
+    for split in ("train", "val"):
+        report = check_coco(read_coco(made[0] / f"{split}.json"), str(made[0] / split), decode=True)
+        assert report.problems == (), report.text()
 
 
 def test_polygons_match_the_drawn_pixels(scenes):

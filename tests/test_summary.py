@@ -48,7 +48,7 @@ def test_a_summary_has_exactly_this_form() -> None:
                 "stage4": {"keep_ratio": 0.3, "retention": None, "density": None},
             },
         },
-        "macs_g": {"executed": 0.125, "dense": 0.5},
+        "macs_g": {"executed": 0.125, "useful": 0.0625, "dense": 0.5},
         "train_seconds": 90.0,
         "commit": "abc",
     }
@@ -58,7 +58,7 @@ def test_a_summary_has_exactly_this_form() -> None:
 def test_what_is_not_known_is_none(results: dict, macs: float | None) -> None:
     summary = summarize(results, 0.0, None)
     assert summary["selection"] == {"keep_ratio": None, "retention": None, "density": None, "by_stage": {}}
-    assert summary["macs_g"] == {"executed": macs, "dense": macs}
+    assert (summary["macs_g"]["executed"], summary["macs_g"]["dense"]) == (macs, macs)
     assert summary["commit"] is None
     assert summary["box"] == results.get("bbox", {})
 

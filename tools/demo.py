@@ -18,7 +18,6 @@ import io
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 import warnings
@@ -35,15 +34,16 @@ from detectron2.data.detection_utils import read_image
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
-from torch import Tensor
 
 from spt_d2 import get_config_file
 from spt_d2.curves import draw_curves, read_metrics
 from spt_d2.data.datasets import dataset_root
+from spt_d2.engine.initial import dense_twin, initial_weights, load_agreeing
 from spt_d2.engine.progress import ProgressWriter, TerminalHandler, TrainingClock, duration
 from spt_d2.engine.setup import setup
 from spt_d2.engine.trainer import Trainer
 from spt_d2.predictor import SelectionPredictor, build_predictor
+from spt_d2.provenance import code_commit
 from spt_d2.summary import read_summary, summarize, summary_table, write_summary
 from spt_d2.visualization import (
     draw_ground_truth,
@@ -62,7 +62,7 @@ CONFIGS = {
 # What a run leaves behind, and what the next one into the same folder begins by removing.
 LEFT_BEHIND = (
     "summary.json", "selection.png", "curves.png", "metrics.json", "log.txt", "config.yaml", "last_checkpoint",
-    "initial_weights.pth", "model_*.pth", "events.out.tfevents.*", "inference",
+    "model_*.pth", "events.out.tfevents.*", "inference",
 )  # fmt: skip
 PANEL = 320  # pixels, side of a picture in selection.png
 
@@ -135,18 +135,6 @@ def quiet_setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def initial_weights(cfg: CfgNode) -> dict[str, Tensor]:
-    """Weights of the dense twin, made from the seed: the same whichever of the two is to be trained."""
-    twin = cfg.clone()
-    twin.defrost()
-    if "spt" in twin.MODEL.BACKBONE.NAME:
-        twin.MODEL.BACKBONE.NAME = twin.MODEL.BACKBONE.NAME.replace("spt", "swin")
-        for key in twin.MODEL.SWIN:
-            twin.MODEL.SWIN[key] = twin.MODEL.SPT[key]
-    seed_all_rng(max(twin.SEED, 0))
-    return Trainer.build_model(twin).state_dict()
-
-
 class DemoTrainer(Trainer):
     """The project's trainer, which tells a newcomer how it is doing."""
 
@@ -160,7 +148,11 @@ class DemoTrainer(Trainer):
 
 def train(cfg: CfgNode, resume: bool) -> tuple[dict, float]:
     """Results of the evaluation by task, and the seconds spent in iterations."""
+    weights = initial_weights(dense_twin(cfg))
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
     trainer = DemoTrainer(cfg)
+    load_agreeing(trainer.model, weights)
+    # A checkpoint replaces what it has of them.
     trainer.resume_or_load(resume=resume)
     images, threads = cfg.SOLVER.IMS_PER_BATCH, torch.get_num_threads()
     where = f"the CPU, {threads} threads" if cfg.MODEL.DEVICE == "cpu" else cfg.MODEL.DEVICE
@@ -204,21 +196,6 @@ def draw_examples(cfg: CfgNode, predictor: SelectionPredictor, number: int = 6) 
     return picture_grid(rows, titles, groups=2, legend=legend)
 
 
-def code_commit() -> str | None:
-    """The repository's commit, marked where files differ from it; None outside of a repository."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # An archive unpacked inside another project is not that project's commit.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def compare(output: Path, summary: dict, dense: bool) -> None:
     """The table, with the twin beside it where it was trained."""
     name = output.name
@@ -247,13 +224,6 @@ def main(argv: list[str] | None = None) -> dict:
     if "shapes" in Path(args.config_file).read_text() or args.config_file in map(get_config_file, CONFIGS.values()):
         prepare_shapes()
     cfg = quiet_setup(args)
-    if not cfg.MODEL.WEIGHTS:
-        weights = args.output / "initial_weights.pth"
-        torch.save({"model": initial_weights(cfg)}, weights)
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(weights)
-        cfg.freeze()
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
 
     # Programs of COCO print to the terminal; their tables are in log.txt as well.
     with contextlib.redirect_stdout(io.StringIO()):

@@ -9,22 +9,24 @@ Per block, with N tokens on the map, N' on the map padded to whole windows of M 
 channels, hidden channels D of the FFN:
 
     window attention    4 C^2 N' + 2 C M^2 N' + 2 C D N
+    global attention    4 C^2 N + 2 C N^2 + 2 C D N
     select and pack     3 C^2 T + 2 C P + C^2 (T | N) + C N (gate) + 2 C D (N | T)
                         (+ C^2 (N - T) under FFN_TOKENS light) (+ 9 C N under POSITION conv)
 
-and the patch embedding 48 C N, the merging 8 C^2 per token that it gives, an extra gate C N.
+and the patch embedding 3 p^2 C N at p pixels a patch, the merging 8 C^2 per token that it gives, an extra gate C N.
 
 Three counts are made of each block. ``executed``: what the rectangular form computes, P = containers * L^2, its empty
-slots included. ``useful``: what the block-diagonal form computes, P = the sum of squared segment lengths. ``dense``:
-what the block would cost as a Swin block of the same width: window attention over all tokens, no gate, no convolution
-for position. Only pairs are counted in empty slots, for projections run over packed tokens. Window attention
-counts in full in all three, its padding too. ``dense`` of a backbone is therefore its dense Swin twin of equal depth at
-the same input size.
+slots included (under SEGMENT image there are none, and P is the sum of the images' T^2). ``useful``: what the
+block-diagonal form computes, P = the sum of squared segment lengths. ``dense``: what the block would cost as a Swin
+block of the same width: window attention over all tokens, no gate, no convolution for position; in a plain ViT, as a
+block of global attention. Only pairs are counted in empty slots, for projections run over packed tokens. Window
+attention counts in full in all three, its padding too. ``dense`` of a backbone is therefore its dense twin of equal
+depth, Swin or ViT, at the same input size.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
@@ -32,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from spt_d2.layers.block import SelectPackBlock, SwinBlock
+from spt_d2.layers.global_block import GlobalBlock, GlobalSelectPackBlock
 from spt_d2.layers.mlp import Mlp
 from spt_d2.ops.packing import PackedLayout, pack_layout
 from spt_d2.ops.selection import ImageSelection
@@ -60,7 +63,7 @@ class BackboneMacs:
 
     Attributes:
         by_stage: ``patch_embed``, then ``stage1`` and so on; a stage includes the merging that follows it and an extra
-            gate on its output.
+            gate on its output. The blocks of a plain ViT are ``stage1``.
     """
 
     by_stage: dict[str, Macs]
@@ -114,8 +117,9 @@ def backbone_macs(
     Count one image.
 
     Args:
-        backbone: :class:`~spt_d2.modeling.backbone.Swin` or :class:`~spt_d2.modeling.backbone.SPT`; of an FPN over one
-            of them the bottom-up network is counted, the FPN itself is not.
+        backbone: :class:`~spt_d2.modeling.backbone.Swin`, :class:`~spt_d2.modeling.backbone.SPT` or
+            :class:`~spt_d2.modeling.backbone.ViT`; of a pyramid over one of them the bottom-up network is counted, the
+            pyramid itself is not.
         tensor_size: (height, width) in pixels of the network input, padding included.
         kept: ``{(stage, block): tokens}`` of every Select and Pack block, stages from 1 and blocks from 0; empty for
             dense Swin.
@@ -128,16 +132,17 @@ def backbone_macs(
     height, width = _grid_size(hierarchy, tensor_size)
     by_stage = {"patch_embed": _same(_conv(hierarchy.patch_embed.proj, height * width))}
     output_gates = getattr(hierarchy, "output_gates", {})
-    for number, stage in enumerate(hierarchy.layers, start=1):
+    for number, stage in enumerate(_stages(hierarchy), start=1):
         macs = Macs()
         for i, block in enumerate(stage.blocks):
             macs += block_macs(block, (height, width), kept.get((number, i)), f"stage {number}, block {i}")
         if f"stage{number}" in output_gates:
             extra = _linear(output_gates[f"stage{number}"].gate.proj, height * width)
             macs += Macs(0, extra, extra)
-        if stage.downsample is not None:
+        downsample = getattr(stage, "downsample", None)
+        if downsample is not None:
             height, width = -(-height // 2), -(-width // 2)
-            macs += _same(_linear(stage.downsample.reduction, height * width))
+            macs += _same(_linear(downsample.reduction, height * width))
         by_stage[f"stage{number}"] = macs
     return BackboneMacs(by_stage)
 
@@ -171,7 +176,7 @@ def nominal_macs(
     hierarchy = _hierarchy(backbone)
     height, width = _grid_size(hierarchy, tensor_size)
     kept: dict[tuple[int, int], BlockTokens] = {}
-    for number, stage in enumerate(hierarchy.layers, start=1):
+    for number, stage in enumerate(_stages(hierarchy), start=1):
         for i, block in enumerate(stage.blocks):
             if isinstance(block, SelectPackBlock):
                 mask = _even_mask((height, width), _stage_ratio(keep_ratio, number))
@@ -226,16 +231,31 @@ def _(block: SelectPackBlock, grid_size: tuple[int, int], tokens: BlockTokens | 
     )
 
 
+@block_macs.register
+def _(block: GlobalBlock, grid_size: tuple[int, int], tokens: BlockTokens | None, place: str) -> Macs:
+    return _same(_global_block(block, grid_size))
+
+
+@block_macs.register
+def _(block: GlobalSelectPackBlock, grid_size: tuple[int, int], tokens: BlockTokens | None, place: str) -> Macs:
+    packed = block_macs.dispatch(SelectPackBlock)(block, grid_size, tokens, place)
+    return replace(packed, dense=_global_block(block, grid_size))
+
+
 def _hierarchy(backbone: nn.Module) -> Any:
-    """The hierarchy that :func:`backbone_macs` counts: ``backbone``, or the bottom-up network of an FPN."""
+    """The network that :func:`backbone_macs` counts: ``backbone``, or the bottom-up network of a pyramid."""
     hierarchy = getattr(backbone, "bottom_up", backbone)
-    if not hasattr(hierarchy, "patch_embed") or not all(
-        hasattr(stage, "blocks") and hasattr(stage, "downsample") for stage in getattr(hierarchy, "layers", [None])
-    ):
+    if not hasattr(hierarchy, "patch_embed") or not all(hasattr(stage, "blocks") for stage in _stages(hierarchy)):
         raise TypeError(
-            f"backbone_macs(backbone=) expects Swin, SPT, or an FPN over one of them. Got {type(hierarchy).__name__}."
+            "backbone_macs(backbone=) expects Swin, SPT, ViT, or a pyramid over one of them. "
+            f"Got {type(hierarchy).__name__}."
         )
     return hierarchy
+
+
+def _stages(hierarchy: Any) -> Sequence[Any]:
+    """The stages of a hierarchy; a plain ViT is one stage of blocks, with no merging after it."""
+    return getattr(hierarchy, "layers", [hierarchy])
 
 
 def _grid_size(hierarchy: Any, tensor_size: tuple[int, int]) -> tuple[int, int]:
@@ -252,6 +272,13 @@ def _window_block(block: SwinBlock | SelectPackBlock, grid_size: tuple[int, int]
     return (
         _linear(block.attn.qkv, padded) + attention + _linear(block.attn.proj, padded) + _mlp(block.mlp, height * width)
     )
+
+
+def _global_block(block: GlobalBlock | GlobalSelectPackBlock, grid_size: tuple[int, int]) -> float:
+    """A block as attention among all tokens of the map."""
+    total = grid_size[0] * grid_size[1]
+    attention = _attention(block.attn.proj.in_features, total * total)
+    return _linear(block.attn.qkv, total) + attention + _linear(block.attn.proj, total) + _mlp(block.mlp, total)
 
 
 def _attention(channels: int, pairs: float) -> float:

@@ -1,4 +1,4 @@
-"""Dataset mapper, drawing of selection labels, data sets of one's own."""
+"""Dataset mappers, drawing of selection labels, VOC, data sets of one's own."""
 
 try:
     import detectron2  # noqa: F401
@@ -9,15 +9,23 @@ except ImportError as error:
     ) from error
 
 from spt_d2.data.dataset_mapper import SelectionDatasetMapper
-from spt_d2.data.datasets import register_custom_datasets, register_shapes
+from spt_d2.data.datasets import register_bdd100k, register_custom_datasets, register_shapes
+from spt_d2.data.multi_label import MultiLabelDatasetMapper, build_mapper
 from spt_d2.data.num_classes import setup_datasets, setup_lazy_datasets
+from spt_d2.data.voc import register_voc_multilabel
 
 register_shapes()
+register_bdd100k()
+register_voc_multilabel()
 
 __all__ = [
+    "MultiLabelDatasetMapper",
     "SelectionDatasetMapper",
+    "build_mapper",
+    "register_bdd100k",
     "register_custom_datasets",
     "register_shapes",
+    "register_voc_multilabel",
     "setup_datasets",
     "setup_lazy_datasets",
 ]

@@ -4,7 +4,6 @@ Data sets of one's own, named in a config instead of in Python, and the demo's S
 An entry is ``[name, json file, image folder]``, COCO format. The number of classes is read from the training json.
 """
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -15,10 +14,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from spt_d2.data.bdd100k import CLASSES as BDD100K_CLASSES
+from spt_d2.data.coco_json import read_coco
+
 logger = logging.getLogger(__name__)
 
-# Detectron2 keeps "iscrowd" by itself; the mapper reads these too.
-_EXTRA_KEYS = ["ignored", "area"]
+# Detectron2 keeps "iscrowd" by itself; the mappers read these too.
+_EXTRA_KEYS = ["ignored", "area", "difficult"]
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,7 @@ def read_categories(json_file: str) -> Categories:
 @lru_cache(maxsize=64)
 def _read_categories(json_file: str, mtime: int) -> Categories:
     problem = f"The file {json_file} is not in COCO format: "
-    with open(json_file, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{problem}{error}") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{problem}it expects a list under '{key}'.")
+    content = read_coco(json_file)
     for key in ("images", "categories"):
         if not content[key]:
             raise ValueError(f"{problem}its list of {key} is empty.")
@@ -165,3 +160,18 @@ def register_shapes() -> None:
         if f"shapes_{split}" not in DatasetCatalog:
             folder = os.path.join(dataset_root(), "shapes")
             _register(f"shapes_{split}", os.path.join(folder, f"{split}.json"), os.path.join(folder, split), None)
+
+
+def register_bdd100k() -> None:
+    """
+    Register ``bdd100k_{train,val}`` and ``bdd100k_sparse_{train,val}``; harmless if they are, or if files are missing.
+
+    Their json files are made by ``datasets/prepare_bdd100k.py`` and ``datasets/make_sparse_subset.py``.
+    """
+    categories = Categories("BDD100K", tuple(BDD100K_CLASSES), tuple(range(1, len(BDD100K_CLASSES) + 1)))
+    folder = os.path.join(dataset_root(), "bdd100k")
+    for split in ("train", "val"):
+        images = os.path.join(folder, "images", "100k", split)
+        for name, file in ((f"bdd100k_{split}", f"det_{split}"), (f"bdd100k_sparse_{split}", f"det_sparse_{split}")):
+            if name not in DatasetCatalog:
+                _register(name, os.path.join(folder, "annotations", f"{file}.json"), images, categories)

@@ -11,7 +11,7 @@ from spt_d2.data.datasets import Categories, dataset_categories, register_custom
 
 logger = logging.getLogger(__name__)
 
-_YACS_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
+_YACS_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES", "MODEL.MULTI_LABEL.NUM_CLASSES")
 
 # Parts of a model whose classes are not those of the detector.
 _NOT_THINGS = ("sem_seg_head", "backbone")

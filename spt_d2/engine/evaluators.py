@@ -15,10 +15,10 @@ from detectron2.evaluation import (
 )
 from torch import nn
 
-from spt_d2.evaluation import SelectionEvaluator
+from spt_d2.evaluation import MultiLabelEvaluator, SelectionEvaluator
 
 COCO_TYPES = ("coco", "coco_panoptic_seg")
-KNOWN_TYPES = (*COCO_TYPES, "lvis", "pascal_voc", "sem_seg")
+KNOWN_TYPES = (*COCO_TYPES, "lvis", "multi_label", "pascal_voc", "sem_seg")
 
 
 def detection_tasks(masks: bool, keypoints: bool = False) -> tuple[str, ...]:
@@ -33,6 +33,7 @@ def build_evaluator(
     tasks: Sequence[str] = ("bbox",),
     selections: bool = False,
     backbone: nn.Module | None = None,
+    average_precision: str = "voc10",
 ) -> DatasetEvaluator:
     """
     The evaluators of a data set, by the ``evaluator_type`` of its metadata, and that of selections on request.
@@ -40,14 +41,18 @@ def build_evaluator(
     Args:
         dataset_name: a registered data set.
         output_folder: for predictions and figures.
-        tasks: COCO's names of what the detector predicts.
+        tasks: COCO's names of what the detector predicts; ``("multi_label",)`` for a classifier, which is evaluated as
+            one on a data set of any type.
         selections: whether outputs carry their selections.
         backbone: whose MACs are counted from its selections; None leaves MACs out.
+        average_precision: of a classifier; see :class:`~spt_d2.evaluation.MultiLabelEvaluator`.
 
     Raises:
         KeyError: an ``evaluator_type`` not known here.
     """
     kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", "coco")
+    if "multi_label" in tasks:
+        kind = "multi_label"
     evaluators: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg"):
         evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder))
@@ -59,6 +64,8 @@ def build_evaluator(
         evaluators.append(LVISEvaluator(dataset_name, tuple(tasks), output_dir=output_folder))
     if kind == "pascal_voc":
         evaluators.append(PascalVOCDetectionEvaluator(dataset_name))
+    if kind == "multi_label":
+        evaluators.append(MultiLabelEvaluator(dataset_name, average_precision, output_dir=output_folder))
     if not evaluators:
         raise KeyError(f"Data set {dataset_name!r} expects an evaluator_type among {KNOWN_TYPES}. Got {kind!r}.")
     if selections:

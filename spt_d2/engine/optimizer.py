@@ -22,28 +22,28 @@ def optimizer_params(
     bias_lr_factor: float = 1.0,
 ) -> list[dict]:
     """
-    Parameter groups by Swin's detection recipe: norms and relative position bias tables do not decay.
+    Parameter groups by Swin's detection recipe: norms, position bias tables and embeddings do not decay.
 
     Args:
         model: parameters that need no gradient are left out.
         base_lr: learning rate of the groups; None leaves it to the optimizer.
         weight_decay_norm: of weights and biases of normalisation layers. For this and those below, None is the
             optimizer's.
-        weight_decay_position: of relative position bias tables.
+        weight_decay_position: of relative position bias tables and absolute position embeddings.
         weight_decay_bias: of biases other than those of normalisation layers.
         bias_lr_factor: learning rate of biases over that of weights; needs ``base_lr``.
 
     Returns:
         as few groups as there are different settings.
     """
-    tables = {} if weight_decay_position is None else {"weight_decay": weight_decay_position}
+    positions = {} if weight_decay_position is None else {"weight_decay": weight_decay_position}
     groups = get_default_optimizer_params(
         model,
         base_lr=base_lr,
         weight_decay_norm=weight_decay_norm,
         weight_decay_bias=weight_decay_bias,
         bias_lr_factor=bias_lr_factor,
-        overrides={"relative_position_bias_table": tables},
+        overrides={"relative_position_bias_table": positions, "pos_embed": positions},
     )
     if weight_decay_norm is not None:
         # Biases of norms are norms first; and Detectron2's function overlooks its own channels-first LayerNorm.

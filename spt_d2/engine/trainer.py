@@ -21,7 +21,8 @@ from torch.optim import Optimizer
 
 import spt_d2.modeling  # noqa: F401  registers backbones and meta-architectures
 from spt_d2.checkpoint import SelectionCheckpointer
-from spt_d2.data import SelectionDatasetMapper
+from spt_d2.config import classifies
+from spt_d2.data import build_mapper
 from spt_d2.engine.ema import EMAHook
 from spt_d2.engine.evaluators import build_evaluator, detection_tasks
 from spt_d2.engine.launch import distribute
@@ -114,7 +115,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict]]:
         """Batches with selection labels, from the one that iteration ``start_iter`` trains on."""
-        mapper = SelectionDatasetMapper(cfg, is_train=True)
+        mapper = build_mapper(cfg, is_train=True)
         if cfg.SEED < 0:
             return build_detection_train_loader(cfg, mapper=mapper)
         seed_samplers(cfg.SEED)
@@ -124,7 +125,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Images with selection labels, which :class:`SelectionEvaluator` compares selections with."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=SelectionDatasetMapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(
@@ -140,12 +141,14 @@ class Trainer(DefaultTrainer):
             model: whose backbone's MACs are counted from its selections; None leaves MACs out.
         """
         selecting = cfg.MODEL.SPT.RETURN_SELECTIONS and cfg.MODEL.META_ARCHITECTURE.startswith("Selection")
+        detects = detection_tasks(cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
         return build_evaluator(
             dataset_name,
             output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
-            tasks=detection_tasks(cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON),
+            tasks=("multi_label",) if classifies(cfg) else detects,
             selections=selecting,
             backbone=getattr(model, "backbone", None),
+            average_precision=cfg.MODEL.MULTI_LABEL.AVERAGE_PRECISION,
         )
 
     @classmethod

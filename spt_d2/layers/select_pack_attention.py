@@ -34,7 +34,7 @@ class SelectPackOptions:
         noise: in training, ``logistic``, ``gumbel`` or ``none``.
         gate_prior: share of object tokens that gates start from.
         order: ``window`` or ``raster``.
-        segment: ``container``, ``shared`` (Fig. 3b) or ``window``.
+        segment: ``container``, ``shared`` (Fig. 3b), ``window`` or ``image``.
         position: in the blocks, ``none`` (the paper names none), ``rope``, ``conv`` or ``relative_bias``.
         proj_tokens: the out-projection sees ``selected`` tokens or ``all`` (eq. 9).
         ffn_tokens: ``all`` (paper), ``light`` (others take one Linear(C, C)) or ``selected``.
@@ -85,6 +85,11 @@ class SelectPackOptions:
         if self.container_size < 0:
             raise ValueError(
                 f"container_size expects 0 (window_size squared) or more tokens. Got {self.container_size}."
+            )
+        if self.segment == "image" and self.position == "relative_bias":
+            raise ValueError(
+                "position='relative_bias' expects segments within a window or a container, whose offsets its table "
+                "holds. Got segment='image'.\nHINT: position 'rope' or 'conv'."
             )
         check_segment(self.segment, self.order, self.container_length, self.window_size)
 

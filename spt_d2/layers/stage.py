@@ -50,7 +50,7 @@ class SwinStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C), before the merging."""
         for block in self.blocks:
-            x = _run(block, self.use_checkpoint, x)
+            x = run_block(block, self.use_checkpoint, x)
         return x
 
 
@@ -114,7 +114,7 @@ class SelectPackStage(nn.Module):
         selections: list[BlockSelection] = []
         decision: Decision | None = None
         for i, block in enumerate(self.blocks):
-            x, decision, layout = _run(block, self.use_checkpoint, x, valid, score_up, labels, decision)
+            x, decision, layout = run_block(block, self.use_checkpoint, x, valid, score_up, labels, decision)
             selections.append(
                 BlockSelection(
                     stage=self.stage,
@@ -129,7 +129,8 @@ class SelectPackStage(nn.Module):
         return x, selections
 
 
-def _run(block: nn.Module, use_checkpoint: bool, *inputs: Any) -> Any:
+def run_block(block: nn.Module, use_checkpoint: bool, *inputs: Any) -> Any:
+    """Call a block; under ``use_checkpoint`` its activations are recomputed in the backward pass."""
     if use_checkpoint and block.training and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

@@ -11,8 +11,10 @@ except ImportError as error:
 from spt_d2.modeling.backbone import (
     SPT,
     Swin,
+    ViT,
     build_spt_backbone,
     build_swin_backbone,
+    build_vit_backbone,
 )
 from spt_d2.modeling.fpn import (
     SelectionFPN,
@@ -21,19 +23,37 @@ from spt_d2.modeling.fpn import (
     build_spt_fpn_backbone,
     build_swin_fpn_backbone,
 )
-from spt_d2.modeling.meta_arch import SelectionGeneralizedRCNN, SelectionPanopticFPN, SelectionRetinaNet
+from spt_d2.modeling.meta_arch import (
+    MultiLabelClassifier,
+    SelectionGeneralizedRCNN,
+    SelectionMultiLabelClassifier,
+    SelectionPanopticFPN,
+    SelectionRetinaNet,
+)
+from spt_d2.modeling.simple_pyramid import (
+    SelectionSimplePyramid,
+    build_retinanet_vit_fpn_backbone,
+    build_vit_fpn_backbone,
+)
 
 __all__ = [
     "SPT",
+    "MultiLabelClassifier",
     "SelectionFPN",
     "SelectionGeneralizedRCNN",
+    "SelectionMultiLabelClassifier",
     "SelectionPanopticFPN",
     "SelectionRetinaNet",
+    "SelectionSimplePyramid",
     "Swin",
+    "ViT",
     "build_retinanet_spt_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
+    "build_retinanet_vit_fpn_backbone",
     "build_spt_backbone",
     "build_spt_fpn_backbone",
     "build_swin_backbone",
     "build_swin_fpn_backbone",
+    "build_vit_backbone",
+    "build_vit_fpn_backbone",
 ]

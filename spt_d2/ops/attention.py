@@ -100,23 +100,29 @@ def packed_attention(
         q, k, v: (T, h, d), in the layout's packed order.
         layout: of :func:`spt_d2.ops.packing.pack_layout`.
         bias_table: ((2M - 1)^2, h) relative position bias table, or None. With it, the rectangular form is used on
-            every device: the block-diagonal mask admits no bias.
+            every device: the block-diagonal mask admits no bias. Whole images (``segment="image"``) take none.
         window_size: M of the table.
         backend: ``auto`` (xformers' block-diagonal kernel on CUDA where it takes the input, else the rectangular form
-            through ``scaled_dot_product_attention``), ``xformers``, or ``sdpa``.
+            through ``scaled_dot_product_attention``, or segment by segment where segments are whole images),
+            ``xformers``, or ``sdpa``.
         dropout: of the attention weights; pass 0 in evaluation.
 
     Returns:
         (T, h, d), the dtype of ``v``.
 
     Raises:
-        ValueError: shapes that differ or do not fit the layout; unknown backend; ``backend="xformers"`` for an input
-            its kernels do not take, with their reasons.
+        ValueError: shapes that differ or do not fit the layout; unknown backend; a bias over whole images;
+            ``backend="xformers"`` for an input its kernels do not take, with their reasons.
         ImportError: ``backend="xformers"`` and xformers is not usable.
     """
     _check_shapes(q, k, v, layout)
     if backend not in BACKENDS:
         raise ValueError(f"packed_attention(backend=) expects one of {BACKENDS}. Got {backend!r}.")
+    if layout.is_ragged and bias_table is not None:
+        raise ValueError(
+            "packed_attention(bias_table=) expects containers of one length. Got a layout of segment='image'.\n"
+            "HINT: position 'rope' or 'conv' goes with whole images."
+        )
     if layout.num_tokens == 0:
         # No kernel takes an empty batch alike; the sum keeps q, k, v and the table in the graph.
         empty = q + k + v
@@ -125,6 +131,8 @@ def packed_attention(
         if bias_table is None:
             return _block_diagonal(q, k, v, layout, dropout)
         return _rectangular_xformers(q, k, v, layout, relative_bias(layout, bias_table, window_size), dropout)
+    if layout.is_ragged:
+        return _segmentwise_sdpa(q, k, v, layout, dropout)
     return _rectangular_sdpa(q, k, v, layout, bias_table, window_size, dropout)
 
 
@@ -219,3 +227,15 @@ def _rectangular_sdpa(
         mask = bias.masked_fill(~mask, -math.inf)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return layout.empty_containers(out.transpose(1, 2))
+
+
+def _segmentwise_sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: float) -> Tensor:
+    """
+    ``scaled_dot_product_attention`` over one segment after the other, (1, h, n, d): for the few, long ones of images.
+
+    Containers padded to the longest image would cost the batch's largest n^2 for every image, and a mask of that size,
+    which turns the fused kernels away. A call for each image computes nothing that is not read.
+    """
+    parts = (t.transpose(0, 1).unsqueeze(0).split(layout.seqlens, dim=2) for t in (q, k, v))
+    outs = [F.scaled_dot_product_attention(a, b, c, dropout_p=dropout) for a, b, c in zip(*parts)]
+    return torch.cat(outs, dim=2).squeeze(0).transpose(0, 1)

@@ -3,7 +3,8 @@ Pack the selected tokens of a batch into one sequence of segments, and into cont
 
 A *segment* is a run of packed tokens that attend to each other. The packed sequence (T tokens) with the lengths of its
 segments is what a block-diagonal attention kernel takes. The rectangular form lays the same sequence into containers of
-L slots, (R, L), with a mask; both describe the same function.
+L slots, (R, L), with a mask; both describe the same function. Segments of whole images have no rectangular form: their
+lengths differ as much as images do, and each is attended to by itself.
 
 Shape shorthand in this module:
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from spt_d2.ops.windows import token_order
 
-SEGMENTS = ("container", "shared", "window")
+SEGMENTS = ("container", "shared", "window", "image")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class PackedLayout:
         counts: tokens kept in each image, B integers.
         seqlens: length of each segment, none of them 0; they sum to T.
         segment_starts: slot (of the R * L) at which each segment starts.
-        container_size: L.
+        container_size: L; 0 under ``segment="image"``, where each segment is a container of its own length.
         num_containers: R.
         grid_size: (H, W).
     """
@@ -81,9 +82,16 @@ class PackedLayout:
         place = self.keep_indices % (height * width)
         return torch.stack((place // width, place % width), dim=-1)
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether containers differ in length (``segment="image"``); there are no slots then."""
+        return self.container_size == 0
+
     @cached_property
     def slots(self) -> Tensor:
         """(T,) long: slot of each packed token among the R * L slots of the containers."""
+        if self.is_ragged:
+            raise ValueError("PackedLayout expects containers of one length to lay tokens into. Got segment='image'.")
         starts, offset = [], 0
         for start, length in zip(self.segment_starts, self.seqlens):
             starts.append(start - offset)
@@ -120,8 +128,8 @@ class PackedLayout:
 
     @property
     def executed_pairs(self) -> int:
-        """Query-key pairs of the rectangular form, R * L^2."""
-        return self.num_containers * self.container_size**2
+        """Query-key pairs of the rectangular form, R * L^2; segment by segment where there is none."""
+        return self.useful_pairs if self.is_ragged else self.num_containers * self.container_size**2
 
     @property
     def useful_pairs(self) -> int:
@@ -145,14 +153,14 @@ def pack_layout(
 
     Args:
         keep_mask: (B, H, W) bool.
-        container_size: L, in tokens; the paper takes window_size squared.
+        container_size: L, in tokens; the paper takes window_size squared. Not read under ``segment="image"``.
         window_size: M, in tokens.
         shift_size: 0, or M // 2 in odd blocks: another order of the tokens, never a roll of features.
         order: ``window`` (a container holds neighbours) or ``raster``.
         segment: which tokens attend to each other. ``container``: containers are counted from each image's first
             token, so an image's result never depends on its batch. ``shared``: containers are counted over the whole
             batch and cut where two images meet. ``window``: kept tokens of one (shifted) window; containers
-            take whole windows, next-fit.
+            take whole windows, next-fit. ``image``: all kept tokens of an image, as in a plain ViT.
 
     Raises:
         ValueError: unknown ``segment`` or ``order``; windows in raster order, or larger than a container.
@@ -178,6 +186,8 @@ def pack_layout(
         counts = kept.sum(dim=1).tolist()
         if segment == "container":
             seqlens, starts, num_containers = _own_containers(counts, container_size)
+        elif segment == "image":
+            seqlens, starts, num_containers = _whole_images(counts)
         else:
             seqlens, starts, num_containers = _shared_containers(counts, container_size)
 
@@ -187,7 +197,7 @@ def pack_layout(
         counts=tuple(counts),
         seqlens=tuple(seqlens),
         segment_starts=tuple(starts),
-        container_size=container_size,
+        container_size=0 if segment == "image" else container_size,
         num_containers=num_containers,
         grid_size=(h, w),
     )
@@ -226,6 +236,12 @@ def _own_containers(counts: Sequence[int], size: int) -> tuple[list[int], list[i
         if count % size:
             seqlens.append(count % size)
     return seqlens, [i * size for i in range(len(seqlens))], len(seqlens)
+
+
+def _whole_images(counts: Sequence[int]) -> tuple[list[int], list[int], int]:
+    """A segment an image, one behind the other; images with nothing kept have none."""
+    seqlens = [count for count in counts if count]
+    return seqlens, [sum(seqlens[:i]) for i in range(len(seqlens))], len(seqlens)
 
 
 def _shared_containers(counts: Sequence[int], size: int) -> tuple[list[int], list[int], int]:

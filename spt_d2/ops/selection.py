@@ -54,7 +54,8 @@ class ImageBlockSelection:
         score: (h, w) logits.
         keep_mask: (h, w) bool, or None.
         kept: number of tokens kept.
-        executed_pairs: query-key pairs in containers, the image's share of the batch's (by kept tokens).
+        executed_pairs: query-key pairs in containers, the image's share of the batch's (by kept tokens; its own where
+            segments are whole images).
         useful_pairs: query-key pairs within segments, likewise.
     """
 
@@ -102,6 +103,9 @@ def split_selections(
             if layout is not None:
                 kept = layout.counts[i]
                 share = kept / max(layout.num_tokens, 1)
+                if layout.is_ragged:
+                    # Pairs grow as the square of an image's tokens, which no other image shares.
+                    share = kept * kept / max(layout.useful_pairs, 1)
             blocks.append(
                 ImageBlockSelection(
                     stage=selection.stage,

@@ -212,7 +212,7 @@ def test_errors_name_the_cure():
         nominal_macs(model, (64, 64), {3: 0.5})
     with pytest.raises(ValueError, match="Got 2 for stage 3"):
         nominal_macs(model, (64, 64), 2)
-    with pytest.raises(TypeError, match="Swin, SPT, or an FPN"):
+    with pytest.raises(TypeError, match="Swin, SPT, ViT, or a pyramid"):
         backbone_macs(nn.Conv2d(3, 3, 1), (64, 64), {})
     with pytest.raises(TypeError, match="Got SwinTransformerBlock at stage 1, block 0"):
         backbone_macs(SwinTransformer(), (64, 64), {})

@@ -12,9 +12,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spt_d2.config import add_spt_config
-from spt_d2.modeling import SPT, Swin
+from spt_d2.modeling import SPT, Swin, ViT
 
 SIZES = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4, "mlp_ratio": 2.0}
+VIT_SIZES = {"embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "pretrain_image_size": 64}
 FEATURES = ("res2", "res3", "res4", "res5")
 NUM_CLASSES = 3
 
@@ -33,6 +34,16 @@ def nano_spt(dtype: torch.dtype = torch.float64, **values) -> SPT:
     return model
 
 
+def nano_vit(dtype: torch.dtype = torch.float64, **values) -> ViT:
+    """A plain ViT, whose gates keep some tokens and not others where it has any."""
+    model = ViT(**{**VIT_SIZES, "drop_path_rate": 0.0, "threshold": 0.5, "window_size": 4, **values})
+    reference.randomise_(model).to(dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate.proj.bias"):
+            torch.nn.init.constant_(parameter, -0.1)
+    return model
+
+
 def images(batch: int = 2, height: int = 64, width: int = 64, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(batch, 3, height, width, dtype=dtype)
 
@@ -44,6 +55,11 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
     for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN):
         node.EMBED_DIM, node.DEPTHS, node.NUM_HEADS = 8, [1, 1, 2, 1], [1, 2, 2, 4]
         node.WINDOW_SIZE, node.MLP_RATIO, node.DROP_PATH_RATE = 4, 2.0, 0.0
+    vit = cfg.MODEL.VIT
+    vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.SPA_BLOCKS = 16, 3, 2, [1, 2]
+    vit.MLP_RATIO, vit.DROP_PATH_RATE, vit.PRETRAIN_IMAGE_SIZE = 2.0, 0.0, 64
+    if "vit" in backbone:
+        cfg.MODEL.SPT.SEGMENT = "image"
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = meta_architecture
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = backbone, 0

@@ -18,6 +18,16 @@ BUILDERS = [
     "build_swin_backbone",
     "build_swin_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
+    "build_vit_backbone",
+    "build_vit_fpn_backbone",
+    "build_retinanet_vit_fpn_backbone",
+]
+META_ARCHITECTURES = [
+    "MultiLabelClassifier",
+    "SelectionGeneralizedRCNN",
+    "SelectionMultiLabelClassifier",
+    "SelectionPanopticFPN",
+    "SelectionRetinaNet",
 ]
 
 
@@ -25,17 +35,17 @@ def test_every_builder_of_the_project_is_tested_here():
     registered = [name for name, builder in BACKBONE_REGISTRY if builder.__module__.startswith("spt_d2")]
     assert sorted(registered) == sorted(BUILDERS)
     metas = [name for name, meta in META_ARCH_REGISTRY if meta.__module__.startswith("spt_d2")]
-    assert sorted(metas) == ["SelectionGeneralizedRCNN", "SelectionPanopticFPN", "SelectionRetinaNet"]
+    assert sorted(metas) == sorted(META_ARCHITECTURES)
 
 
 def test_public_names_are_pinned():
     assert set(modeling.__all__) == {
         "SPT",
         "Swin",
+        "ViT",
         "SelectionFPN",
-        "SelectionGeneralizedRCNN",
-        "SelectionPanopticFPN",
-        "SelectionRetinaNet",
+        *META_ARCHITECTURES,
+        "SelectionSimplePyramid",
         *BUILDERS,
     }
     assert all(hasattr(modeling, name) for name in modeling.__all__)
@@ -46,27 +56,30 @@ def test_public_names_are_pinned():
 def test_outputs_are_what_the_contract_says(name, channels):
     backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=channels))
     assert isinstance(backbone, Backbone)
-    assert isinstance(backbone.size_divisibility, int) and backbone.size_divisibility == 32
+    # A plain ViT alone has one map at stride 16; under a pyramid its smallest level is at stride 32.
+    divisor = 16 if name == "build_vit_backbone" else 32
+    assert isinstance(backbone.size_divisibility, int) and backbone.size_divisibility == divisor
     assert set(backbone.padding_constraints) <= {"size_divisibility", "square_size"}
     images = ImageList.from_tensors(
         [torch.randn(channels, 70, 50), torch.randn(channels, 33, 90)],
         backbone.size_divisibility,
         padding_constraints=backbone.padding_constraints,
     )
-    assert tuple(images.tensor.shape[-2:]) == (96, 96)
+    padded = tuple(images.tensor.shape[-2:])
+    assert padded == (-(-70 // divisor) * divisor, 96)
     for features in (backbone(images.tensor), backbone.forward_with_selections(images.tensor, images.image_sizes)[0]):
         shapes = backbone.output_shape()
         assert list(features) == list(shapes)
         for level, shape in shapes.items():
-            side = -(-96 // shape.stride)
-            assert tuple(features[level].shape) == (2, shape.channels, side, side), level
+            size = tuple(-(-length // shape.stride) for length in padded)
+            assert tuple(features[level].shape) == (2, shape.channels, *size), level
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_second_entry_gives_selections_for_spt_and_none_for_swin(name):
+def test_the_second_entry_gives_selections_for_spt_and_vit_and_none_for_swin(name):
     backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=3)).eval()
     _, selections = backbone.forward_with_selections(torch.randn(1, 3, 64, 64))
-    assert bool(selections) == ("spt" in name)
+    assert bool(selections) == ("swin" not in name)
 
 
 # For each key a value other than the default, and where the built backbone must show it.
@@ -105,6 +118,20 @@ SPT_KEYS = {
     "MULTI_SCALE": (False, lambda b: b.multi_scale),
     **{key: (value, lambda b, key=key: getattr(b.options, key.lower())) for key, value in OPTION_KEYS.items()},
 }
+VIT_KEYS = {
+    "PATCH_SIZE": (8, lambda b: b.patch_embed.proj.stride[0]),
+    "EMBED_DIM": (32, lambda b: b.patch_embed.proj.out_channels),
+    "DEPTH": (4, lambda b: len(b.blocks)),
+    "NUM_HEADS": (4, lambda b: b.blocks[0].attn.num_heads),
+    "SPA_BLOCKS": ([0, 2], lambda b: list(b.spa_blocks)),
+    "PRETRAIN_IMAGE_SIZE": (48, lambda b: int(b.pos_embed.shape[1] ** 0.5) * 16),
+    "MLP_RATIO": (3.0, lambda b: b.blocks[2].mlp.fc1.out_features / 16),
+    "QKV_BIAS": (False, lambda b: b.blocks[0].attn.qkv.bias is not None),
+    "DROP_RATE": (0.3, lambda b: b.pos_drop.p),
+    "ATTN_DROP_RATE": (0.3, lambda b: b.blocks[2].attn.attn_drop),
+    "DROP_PATH_RATE": (0.4, lambda b: round(b.blocks[-1].drop_path.rate, 6)),
+    "USE_CHECKPOINT": (True, lambda b: b.use_checkpoint),
+}
 # Keys of the meta-architecture, tested with it.
 SUPERVISION_KEYS = {"LOSS_WEIGHT", "LOSS_REDUCTION", "POS_WEIGHT", "SUPERVISE", "RETURN_SELECTIONS", "LOG_PERIOD"}
 
@@ -113,18 +140,30 @@ def test_no_key_is_left_out_here():
     cfg = nano_cfg("build_spt_backbone")
     assert set(cfg.MODEL.SWIN) == set(SHARED_KEYS)
     assert set(cfg.MODEL.SPT) == set(SHARED_KEYS) | set(SPT_KEYS) | SUPERVISION_KEYS
+    assert set(cfg.MODEL.VIT) == set(VIT_KEYS)
 
 
 @pytest.mark.parametrize(
     "node, key",
-    [("SWIN", key) for key in SHARED_KEYS] + [("SPT", key) for key in (*SHARED_KEYS, *SPT_KEYS)],
+    [("SWIN", key) for key in SHARED_KEYS]
+    + [("SPT", key) for key in (*SHARED_KEYS, *SPT_KEYS)]
+    + [("VIT", key) for key in VIT_KEYS],
 )
 def test_builders_read_every_key(node, key):
-    value, shown = {**SHARED_KEYS, **SPT_KEYS}[key]
+    value, shown = (VIT_KEYS if node == "VIT" else {**SHARED_KEYS, **SPT_KEYS})[key]
     cfg = nano_cfg(f"build_{node.lower()}_backbone")
     assert shown(build_backbone(cfg, ShapeSpec(channels=3))) != value, "the test needs another value"
     cfg.MODEL[node][key] = value
     assert shown(build_backbone(cfg, ShapeSpec(channels=3))) == value
+
+
+@pytest.mark.parametrize("key", [*OPTION_KEYS, "WINDOW_SIZE"])
+def test_a_plain_vit_selects_and_packs_by_the_keys_of_spt(key):
+    value = OPTION_KEYS.get(key, 6)
+    cfg = nano_cfg("build_vit_backbone")
+    assert getattr(build_backbone(cfg, ShapeSpec(channels=3)).options, key.lower()) != value
+    cfg.MODEL.SPT[key] = value
+    assert getattr(build_backbone(cfg, ShapeSpec(channels=3)).options, key.lower()) == value
 
 
 @pytest.mark.parametrize("name", ["build_spt_backbone", "build_swin_fpn_backbone"])

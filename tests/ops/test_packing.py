@@ -209,7 +209,7 @@ def test_a_keep_mask_of_wrong_shape_or_dtype_is_an_error(bad):
 @pytest.mark.parametrize(
     "rule, message",
     [
-        ({"segment": "bag"}, r"segment expects one of \('container', 'shared', 'window'\)\. Got 'bag'"),
+        ({"segment": "bag"}, r"segment expects one of \('container', 'shared', 'window', 'image'\)\. Got 'bag'"),
         ({"container_size": 0}, "container_size expects at least 1 token. Got 0"),
         ({"segment": "window", "order": "raster"}, "segment='window' expects order='window'.*Got 'raster'"),
         (

@@ -1,6 +1,7 @@
-"""Hierarchical backbones: dense Swin and the Select and Pack Transformer."""
+"""Backbones: dense Swin, the Select and Pack Transformer, and the plain ViT."""
 
 from spt_d2.modeling.backbone.spt import SPT, build_spt_backbone
 from spt_d2.modeling.backbone.swin import Swin, build_swin_backbone
+from spt_d2.modeling.backbone.vit import ViT, build_vit_backbone
 
-__all__ = ["SPT", "Swin", "build_spt_backbone", "build_swin_backbone"]
+__all__ = ["SPT", "Swin", "ViT", "build_spt_backbone", "build_swin_backbone", "build_vit_backbone"]

@@ -100,7 +100,7 @@ class SPT(Swin):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """:meth:`Swin.forward`; every token counts as valid, and nobody supervises the gates."""
         if self.training:
-            _warn_unsupervised()
+            warn_unsupervised("SPT")
         return self.forward_with_selections(x)[0]
 
     def forward_with_selections(
@@ -143,13 +143,35 @@ class SPT(Swin):
         return features, selections
 
 
-@functools.lru_cache(maxsize=1)
-def _warn_unsupervised() -> None:
-    """Warn once in the life of the process."""
+@functools.lru_cache(maxsize=8)
+def warn_unsupervised(backbone: str) -> None:
+    """Warn once in the life of the process that a kind of backbone trains its gates by the task alone."""
     logger.warning(
-        "The SPT backbone is trained through its plain forward(): no selection loss supervises its gates.\n"
-        "HINT: MODEL.META_ARCHITECTURE SelectionGeneralizedRCNN (or SelectionRetinaNet, SelectionPanopticFPN) adds it."
+        "The %s backbone is trained through its plain forward(): no selection loss supervises its gates.\n"
+        "HINT: MODEL.META_ARCHITECTURE SelectionGeneralizedRCNN (or SelectionRetinaNet, SelectionPanopticFPN) adds it.",
+        backbone,
     )
+
+
+def select_pack_arguments(node: CfgNode) -> dict:
+    """What ``MODEL.SPT`` says of selection and packing, as fields of :class:`SelectPackOptions`; no window size."""
+    return {
+        "container_size": node.CONTAINER_SIZE,
+        "gate": node.GATE,
+        "gating": node.GATING,
+        "select": node.SELECT,
+        "keep_ratio": node.KEEP_RATIO,
+        "threshold": node.THRESHOLD,
+        "tau": node.TAU,
+        "noise": node.NOISE,
+        "gate_prior": node.GATE_PRIOR,
+        "order": node.ORDER,
+        "segment": node.SEGMENT,
+        "position": node.POSITION,
+        "proj_tokens": node.PROJ_TOKENS,
+        "ffn_tokens": node.FFN_TOKENS,
+        "attention_backend": node.ATTENTION_BACKEND,
+    }
 
 
 @BACKBONE_REGISTRY.register()
@@ -159,20 +181,6 @@ def build_spt_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SPT:
     return SPT(
         spa_stages=tuple(node.SPA_STAGES),
         multi_scale=node.MULTI_SCALE,
-        container_size=node.CONTAINER_SIZE,
-        gate=node.GATE,
-        gating=node.GATING,
-        select=node.SELECT,
-        keep_ratio=node.KEEP_RATIO,
-        threshold=node.THRESHOLD,
-        tau=node.TAU,
-        noise=node.NOISE,
-        gate_prior=node.GATE_PRIOR,
-        order=node.ORDER,
-        segment=node.SEGMENT,
-        position=node.POSITION,
-        proj_tokens=node.PROJ_TOKENS,
-        ffn_tokens=node.FFN_TOKENS,
-        attention_backend=node.ATTENTION_BACKEND,
+        **select_pack_arguments(node),
         **swin_arguments(node, cfg, input_shape),
     )

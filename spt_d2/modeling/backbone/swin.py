@@ -5,17 +5,18 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from spt_d2.layers.patch import PatchEmbed
 from spt_d2.layers.stage import SwinStage
+from spt_d2.modeling.backbone.freezing import FreezableBackbone
 from spt_d2.ops.selection import BlockSelection
 
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
-class Swin(Backbone):
+class Swin(FreezableBackbone):
     """
     Swin Transformer (Liu et al., 2021): feature maps ``res2`` to ``res5`` at strides 4, 8, 16, 32.
 
@@ -89,7 +90,7 @@ class Swin(Backbone):
         for i, name in enumerate(names):
             if name in out_features:
                 self.add_module(f"norm{i}", nn.LayerNorm(embed_dim * 2**i))
-        self.apply(_init_weights)
+        self.apply(init_weights)
         self.freeze_at = freeze_at
         self._freeze()
 
@@ -153,21 +154,9 @@ class Swin(Backbone):
             return []
         return [self.patch_embed, self.pos_drop, *self.layers[: self.freeze_at - 1]]
 
-    def _freeze(self) -> None:
-        for module in self._frozen_modules():
-            module.eval()
-            for parameter in module.parameters():
-                parameter.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "Swin":
-        """Frozen modules stay in evaluation mode: no dropout, no noise."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
-
-
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal weights and zero biases for linear layers, as Swin and ViT start."""
     # Gates are Linear(C, 1) and keep their own start.
     if isinstance(module, nn.Linear) and module.out_features > 1:
         nn.init.trunc_normal_(module.weight, std=0.02)

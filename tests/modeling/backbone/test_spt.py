@@ -358,7 +358,7 @@ def test_plain_forward_is_the_second_entry_without_sizes():
 
 
 def test_training_through_plain_forward_warns_once_that_gates_are_unsupervised(caplog):
-    spt_module._warn_unsupervised.cache_clear()
+    spt_module.warn_unsupervised.cache_clear()
     model = nano_spt()
     with caplog.at_level(logging.WARNING, logger=spt_module.__name__):
         model.eval()(images())

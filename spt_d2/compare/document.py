@@ -1,0 +1,68 @@
+"""Put a generated table into a page, between its markers, so that no number is typed."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from spt_d2.compare.report import report_rows
+from spt_d2.compare.results import Result
+from spt_d2.compare.table import comparison_table, provenance
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which the table of a plan stands; comments, that a reader of the page does not see."""
+    return f"<!-- table of {name}: made by tools/compare.py, do not edit -->", f"<!-- end of the table of {name} -->"
+
+
+def report_text(results: Sequence[Result], reference: str, figure: str) -> str:
+    """
+    Table, provenance and figure, in markdown.
+
+    Args:
+        results: of one plan.
+        reference: the variant that differences are taken from.
+        figure: its path, seen from the page.
+    """
+    table = comparison_table(report_rows(results, reference))
+    return f"{table}\n\n{provenance(results)}\n\n![Box AP against executed multiply-adds]({figure})"
+
+
+def insert_report(
+    path: str | os.PathLike[str], results: Sequence[Result], reference: str, figure: str | os.PathLike[str]
+) -> None:
+    """
+    Put the report on results into a page, between the markers of their plan.
+
+    Args:
+        path: of the page.
+        results: of one plan.
+        reference: the variant that differences are taken from.
+        figure: the picture's file.
+
+    Raises:
+        ValueError: as :func:`insert_between`.
+    """
+    seen_from_page = Path(os.path.relpath(figure, Path(path).resolve().parent)).as_posix()
+    insert_between(path, results[0]["plan"], report_text(results, reference, seen_from_page))
+
+
+def insert_between(path: str | os.PathLike[str], name: str, text: str) -> None:
+    """
+    Replace what stands between the markers of a plan.
+
+    Args:
+        path: of the page.
+        name: of the plan.
+        text: to stand there.
+
+    Raises:
+        ValueError: the page does not have the two markers once each, in their order.
+    """
+    page = Path(path)
+    content = page.read_text(encoding="utf-8")
+    begin, end = markers(name)
+    found = re.findall(f"{re.escape(begin)}.*?{re.escape(end)}", content, flags=re.DOTALL)
+    if len(found) != 1 or content.count(begin) != 1 or content.count(end) != 1:
+        raise ValueError(f"{page} expects these two lines once each, in this order:\n{begin}\n{end}")
+    page.write_text(content.replace(found[0], f"{begin}\n\n{text.strip()}\n\n{end}"), encoding="utf-8")

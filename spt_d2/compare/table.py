@@ -1,0 +1,120 @@
+"""A comparison as a table in markdown."""
+
+from collections.abc import Callable, Sequence
+
+from spt_d2.compare.report import POOLED, Row
+from spt_d2.compare.results import Result
+from spt_d2.compare.statistics import Estimate, PairedDifference
+
+_HEADINGS = (
+    "data", "variant", "seeds", "box AP", "paired difference", "p", "verdict", "AP50", "AP75", "APs / APm / APl",
+    "mask AP", "paired difference", "mask AP50", "mask APs / APm / APl", "keep ratio", "retention", "density",
+    "executed GMACs", "useful", "dense", "times the reference", "parameters, M: backbone / model", "s per iteration",
+    "training, min", "forward, ms", "memory, MB",
+)  # fmt: skip
+
+
+def comparison_table(rows: Sequence[Row]) -> str:
+    """
+    One line per data set and variant, and the pooled ones.
+
+    Columns of which no row knows anything are left out, such as those of masks where there are none.
+
+    Args:
+        rows: of :func:`spt_d2.compare.report.report_rows`.
+    """
+    cells = [_cells(row) for row in rows]
+    shown = [i for i in range(len(_HEADINGS)) if any(line[i] for line in cells)]
+    lines = [_line([_HEADINGS[i] for i in shown]), _line(["---" if i < 2 else "---:" for i in shown])]
+    lines += [_line([line[i] or "-" for i in shown]) for line in cells]
+    return "\n".join(lines)
+
+
+def provenance(results: Sequence[Result]) -> str:
+    """One paragraph that says where the numbers come from: commits, machines, dates, iterations, checkpoints."""
+    commits = _distinct(results, lambda r: (r["commit"] or "unknown commit")[:7] + _dirty(r["commit"]))
+    machines = _distinct(results, lambda r: _machine(r["machine"]))
+    iterations = _distinct(results, lambda r: f"{r['iterations']} on {r['data_set']}")
+    weights = _distinct(results, lambda r: f"{r['weights'][:12]}" if r["weights"] else "from scratch")
+    dates = sorted(r["date"][:10] for r in results)
+    days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    return (
+        f"{len(results)} runs, {days}; commit {commits}; {machines}; iterations: {iterations}; "
+        f"started from (SHA-256 of the checkpoint): {weights}."
+    )
+
+
+def _cells(row: Row) -> list[str]:
+    def one(name: str, digits: int, unit: float = 1.0, error: bool = False) -> str:
+        found = row.figures.get(name)
+        return "" if found is None else _estimate(found, digits, unit, error)
+
+    def several(names: Sequence[str], digits: int, unit: float = 1.0) -> str:
+        parts = [one(name, digits, unit) for name in names]
+        return " / ".join(part or "-" for part in parts) if any(parts) else ""
+
+    sizes = ("APs", "APm", "APl")
+    return [
+        # A variant that lacks a set is no match for the others, but for its paired differences.
+        f"pooled, {row.sets} sets" if row.data_set == POOLED else row.data_set,
+        row.variant,
+        str(len(row.seeds)),
+        one("box_AP", 1, error=True),
+        _difference(row.box),
+        _p_value(row.box),
+        row.verdict,
+        one("box_AP50", 1),
+        one("box_AP75", 1),
+        several([f"box_{size}" for size in sizes], 1),
+        one("segm_AP", 1, error=True),
+        _difference(row.segm),
+        one("segm_AP50", 1),
+        several([f"segm_{size}" for size in sizes], 1),
+        one("keep_ratio", 2),
+        one("retention", 2),
+        one("density", 2),
+        *(one(f"{name}_macs_g", 3) for name in ("executed", "useful", "dense")),
+        "" if row.cost is None else f"{row.cost:.2f}",
+        several(["backbone_parameters", "model_parameters"], 2, 1e-6),
+        one("seconds_per_iteration", 2),
+        one("train_seconds", 1, 1 / 60),
+        one("forward_ms", 0),
+        one("peak_memory_mb", 0),
+    ]
+
+
+def _estimate(found: Estimate, digits: int, unit: float, error: bool) -> str:
+    text = f"{found.mean * unit:.{digits}f}"
+    return text if not error or found.error is None else f"{text} ± {found.error * unit:.{digits}f}"
+
+
+def _difference(found: PairedDifference | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:+.2f}" if found.error is None else f"{found.mean:+.2f} ± {found.error:.2f}"
+
+
+def _p_value(found: PairedDifference | None) -> str:
+    if found is None or found.p is None:
+        return ""
+    return "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _distinct(results: Sequence[Result], say: Callable[[Result], str]) -> str:
+    return ", ".join(dict.fromkeys(say(result) for result in results))
+
+
+def _dirty(commit: str | None) -> str:
+    return " with changes" if commit and commit.endswith("-dirty") else ""
+
+
+def _machine(machine: dict) -> str:
+    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
+    return (
+        f"{device}{machine['processor']}, {machine['threads']} of {machine['cores']} cores a run, "
+        f"{machine['concurrent_runs']} runs at a time, torch {machine['torch']}"
+    )

@@ -1,0 +1,69 @@
+"""Read and write json files in COCO's instance format."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+_LISTS = ("images", "annotations", "categories")
+
+
+def read_coco(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    Read a json file and see that it has COCO's three lists.
+
+    Raises:
+        ValueError: not json, or a list missing. What is in the lists is not looked at:
+            :func:`spt_d2.data.coco_check.check_coco` does that.
+    """
+    problem = f"The file {os.fspath(path)} is not in COCO format: "
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{problem}{error}") from error
+    for key in _LISTS:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"{problem}it expects a list under '{key}'.")
+    return content
+
+
+def write_json(path: str | os.PathLike[str], content: Any, sources: tuple[str | os.PathLike[str], ...] = ()) -> None:
+    """
+    Write a json file, whole or not at all.
+
+    Args:
+        path: its folder is made if there is none.
+        content: numbers have to be finite.
+        sources: files that ``content`` was made from; they are not overwritten, under whatever name.
+
+    Raises:
+        ValueError: ``path`` is one of the sources; a number that is not finite.
+    """
+    for source in sources:
+        if os.path.exists(path) and os.path.samefile(path, source):
+            raise ValueError(
+                f"write_json(path=) expects another file than the one that was read. Got {os.fspath(path)}.\n"
+                "HINT: choose another name for the output."
+            )
+    # In one piece: json.dump would take the slow encoder.
+    text = json.dumps(content, allow_nan=False)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    unfinished = f"{os.fspath(path)}.unfinished"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(unfinished, path)
+
+
+def annotations_by_image(content: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """The annotations of each image, in the order of ``content["images"]``."""
+    found: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        found[annotation["image_id"]].append(annotation)
+    return [found.get(image["id"], []) for image in content["images"]]
+
+
+def is_object(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is an object; crowds and ignore regions are none."""
+    return not (annotation.get("iscrowd", 0) or annotation.get("ignore", 0) or annotation.get("ignored", 0))

@@ -1,0 +1,97 @@
+"""Files of weights: ``.pth`` as torch saves them, ``.pkl`` of Detectron2's model zoo, ``.safetensors``."""
+
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNSAFE = (
+    "{who} expects a file of tensors. Got {path}, which holds other objects too, as files of whole training runs do:\n"
+    "  {why}\nHINT: {cure}; it runs code that the file may hold: do it only with a file from a source that you trust."
+)
+
+
+def read_weights(path: str | os.PathLike[str], trust: bool = False) -> dict[str, Tensor]:
+    """
+    Read a state dict, wherever the file keeps it.
+
+    Args:
+        path: of a ``.safetensors``, ``.pkl`` or other file; others are read as torch's.
+        trust: whether the file may hold any Python object. Reading it then runs code that is in it.
+
+    Returns:
+        name to tensor, on the CPU.
+
+    Raises:
+        ValueError: something other than tensors in it, and no trust; or no state dict.
+        ImportError: a ``.safetensors`` file, and no such package.
+    """
+    path = os.fspath(path)
+    if path.endswith(".safetensors"):
+        return _safetensors().load_file(path, device="cpu")
+    cure = "--trust of tools/convert_swin_weights.py reads it (read_weights(trust=True))"
+    if path.endswith(".pkl"):
+        if not trust:
+            why = "it is a pickle"
+            raise ValueError(UNSAFE.format(who="read_weights(path=)", path=path, why=why, cure=cure))
+        with open(path, "rb") as file:
+            return unwrap_weights(pickle.load(file, encoding="latin1"))
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(UNSAFE.format(who="read_weights(path=)", path=path, why=why, cure=cure)) from error
+    return unwrap_weights(loaded)
+
+
+def unwrap_weights(loaded: Mapping[str, Any]) -> dict[str, Tensor]:
+    """
+    The state dict in what a file holds: itself, or below ``model`` or ``state_dict``.
+
+    Raises:
+        ValueError: values that are no tensors.
+    """
+    for key in ("model", "state_dict"):
+        if isinstance(loaded.get(key), Mapping):
+            return unwrap_weights(loaded[key])
+    weights = {}
+    for name, value in loaded.items():
+        if not isinstance(value, Tensor) and not hasattr(value, "__array__"):
+            raise ValueError(
+                "unwrap_weights(loaded=) expects a state dict, or one below 'model' or 'state_dict'. "
+                f"Got {type(value).__name__} for {name!r}."
+            )
+        weights[name] = torch.as_tensor(value)
+    return weights
+
+
+def write_weights(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """
+    Write a state dict, whole or not at all: as ``.safetensors`` where the name ends so, else by torch, below ``model``.
+
+    Raises:
+        ImportError: a ``.safetensors`` file, and no such package.
+    """
+    path = os.fspath(path)
+    # Neither format is to see that tensors may be views of one larger storage.
+    own = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    unfinished = f"{path}.unfinished"
+    if path.endswith(".safetensors"):
+        _safetensors().save_file(own, unfinished, metadata={"format": "pt"})
+    else:
+        torch.save({"model": own}, unfinished)
+    os.replace(unfinished, path)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "A .safetensors file needs the package safetensors, which could not be imported.\n"
+            "HINT: pip install safetensors; or take, or write, a .pth file."
+        ) from error
+    return safetensors.torch

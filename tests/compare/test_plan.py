@@ -1,0 +1,217 @@
+"""Plans: what they hold, what they refuse, and what a run of one is told to do."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spt_d2.compare.job import ChangedSettings, Job, build_job, check_settings, run_settings
+from spt_d2.compare.overrides import expand, find_config, flatten
+from spt_d2.compare.plan import Budget, DataSet, Plan, Run, Variant
+from spt_d2.compare.plan_file import plan_of_configs, read_plan
+from spt_d2.config import validate_spt_config
+from spt_d2.engine.setup import load_config
+
+from .synthetic import result, write
+
+ROOT = Path(__file__).resolve().parents[2]
+PLANS = sorted((ROOT / "projects" / "SPT" / "plans").glob("*.yaml"))
+SWIN = "Shapes-InstanceSegmentation/mask_rcnn_swin_nano_fpn_demo.yaml"
+SPT = "Shapes-InstanceSegmentation/mask_rcnn_spt_nano_fpn_demo.yaml"
+
+TEXT = f"""
+name: made_up
+seeds: [0, 1]
+reference: dense
+max_iter: 90
+overrides:
+  SOLVER: {{BASE_LR: 0.5, IMS_PER_BATCH: 2}}
+data_sets:
+  - name: shapes
+  - name: plates
+    folder: ${{MADE_UP_PLATES}}
+    minutes: 2.5
+    overrides: {{SOLVER.BASE_LR: 0.25, MODEL: {{MASK_ON: False}}}}
+variants:
+  - {{name: dense, config: {SWIN}}}
+  - {{name: spt, config: {SPT}, overrides: {{SOLVER.BASE_LR: 0.125}}}}
+  - {{name: topk, config: {SPT}, keep_ratio_of: spt, overrides: {{MODEL.SPT.SELECT: topk}}, weights: ""}}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    path = tmp_path / "plan.yaml"
+    path.write_text(TEXT)
+    return read_plan(path)
+
+
+def run_of(plan: Plan, data_set: str, variant: str, seed: int = 0) -> Run:
+    (found,) = [run for run in plan.runs() if run.key == (data_set, variant, seed)]
+    return found
+
+
+def options_of(job: Job) -> dict:
+    return dict(zip(job.options[0::2], job.options[1::2]))
+
+
+def test_runs_come_variant_by_variant_in_the_order_of_the_plan(plan):
+    keys = [run.key for run in plan.runs()]
+    assert keys == [(d, v, s) for v in ("dense", "spt", "topk") for d in ("shapes", "plates") for s in (0, 1)]
+
+
+def test_overrides_of_variants_win_over_those_of_data_sets_and_of_the_plan(plan):
+    def rate(data_set, variant):
+        run = run_of(plan, data_set, variant)
+        return plan.overrides_of(run.data_set, run.variant)["SOLVER.BASE_LR"]
+
+    assert [rate(d, v) for d in ("shapes", "plates") for v in ("dense", "spt")] == [0.5, 0.125, 0.25, 0.125]
+    assert plan.budget_of(run_of(plan, "shapes", "spt")) == Budget(max_iter=90)
+    assert plan.budget_of(run_of(plan, "plates", "spt")) == Budget(minutes=2.5)
+
+
+def test_a_run_is_told_its_data_seed_weights_and_where_the_reference_starts(plan, monkeypatch, tmp_path):
+    monkeypatch.setenv("MADE_UP_PLATES", "/somewhere/plates")
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    plan = dataclasses.replace(plan, weights=str(tmp_path / "w.pth"))
+    job = build_job(plan, run_of(plan, "plates", "spt", 1), "out", "res")
+    options = options_of(job)
+    assert options["DATASETS.CUSTOM"][1] == [
+        "plates_val",
+        "/somewhere/plates/val.json",
+        "/somewhere/plates/images",
+    ]
+    assert (options["DATASETS.TRAIN"], options["DATASETS.TEST"]) == (["plates_train"], ["plates_val"])
+    assert (options["SEED"], options["MODEL.MASK_ON"], options["TEST.EVAL_PERIOD"]) == (1, False, 0)
+    assert options["MODEL.WEIGHTS"] == str(tmp_path / "w.pth")
+    assert options["OUTPUT_DIR"] == job.output == str(Path("out/plates/spt/seed1").absolute())
+    assert (job.config_file, job.start_config_file) == (find_config(SPT), find_config(SWIN))
+    assert dict(zip(job.start_options[0::2], job.start_options[1::2]))["SOLVER.BASE_LR"] == 0.25
+    assert job.order == (1, 1)
+
+
+def test_settings_name_no_path_of_this_machine_but_what_the_checkpoint_holds(plan, monkeypatch, tmp_path):
+    monkeypatch.setenv("MADE_UP_PLATES", "/somewhere/plates")
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    plan = dataclasses.replace(plan, weights=str(tmp_path / "w.pth"))
+    settings = run_settings(plan, run_of(plan, "plates", "spt"))
+    assert "/" not in str(settings).replace(SPT, "").replace(SWIN, "")
+    assert re.fullmatch("[0-9a-f]{64}", settings["weights"])
+    # A variant may start from scratch all the same.
+    assert run_settings(plan, run_of(plan, "shapes", "topk"))["weights"] == ""
+
+
+def test_a_keep_ratio_is_taken_from_the_results_of_the_run_it_is_to_match(plan, tmp_path):
+    run = run_of(plan, "shapes", "topk")
+    with pytest.raises(ValueError, match=r"keep ratio above 0 in .*shapes__spt__seed0.json. Got None"):
+        build_job(plan, run, "out", str(tmp_path))
+    measured = result(variant="spt", selection={"keep_ratio": 0.23456})
+    write(tmp_path, [measured, result(variant="spt", seed=1, selection={"keep_ratio": 0.5})])
+    job = build_job(plan, run, "out", str(tmp_path))
+    assert options_of(job)["MODEL.SPT.KEEP_RATIO"] == 0.235
+    assert job.settings["overrides"]["MODEL.SPT.KEEP_RATIO"] == 0.235
+    # It is known after the plan, so that it makes no other run of this one.
+    check_settings(job.settings, run_settings(plan, run), "here")
+
+
+def test_a_job_comes_back_from_its_file_and_refuses_a_folder_of_another(plan, tmp_path):
+    run = run_of(plan, "shapes", "spt")
+    job = build_job(plan, run, str(tmp_path), str(tmp_path / "results"))
+    assert Job.read(job.write()) == job
+    job.write()
+    changed = dataclasses.replace(plan, budget=Budget(max_iter=91))
+    with pytest.raises(ChangedSettings, match=r"budget: \{'max_iter': 90.*there, \{'max_iter': 91.*wanted"):
+        build_job(changed, run, str(tmp_path), str(tmp_path / "results")).write()
+    changed = dataclasses.replace(plan, overrides={**plan.overrides, "SOLVER.IMS_PER_BATCH": 3})
+    with pytest.raises(ChangedSettings, match="SOLVER.IMS_PER_BATCH: 2 there, 3 wanted"):
+        build_job(changed, run, str(tmp_path), str(tmp_path / "results")).write()
+
+
+def test_nested_and_dotted_overrides_are_the_same():
+    assert flatten({"A": {"B.C": 1, "D": {"E": [2]}}, "F.G": None}) == {"A.B.C": 1, "A.D.E": [2], "F.G": None}
+    assert flatten(None) == {}
+
+
+def test_variables_are_filled_in_and_a_missing_one_is_named(monkeypatch):
+    monkeypatch.setenv("MADE_UP", "x")
+    monkeypatch.delenv("MADE_UP_TOO", raising=False)
+    assert expand([["${MADE_UP}/a", 1], None]) == [["x/a", 1], None]
+    with pytest.raises(ValueError, match="environment variable MADE_UP_TOO"):
+        expand("${MADE_UP}/${MADE_UP_TOO}")
+
+
+def test_folders_weights_parts_and_budgets_come_from_the_command_line_too(plan):
+    placed = plan.with_places({"plates": "elsewhere"}, "given.pth")
+    assert [data_set.folder for data_set in placed.data_sets] == [None, "elsewhere"]
+    assert placed.weights_of(placed.data_sets[0], placed.variants[0]) == "given.pth"
+    with pytest.raises(ValueError, match=r"its data sets \(shapes, plates\). Got \['cars'\]"):
+        plan.with_places({"cars": "x"}, None)
+    part = plan.restricted(variants=["topk"], seeds=[5], budget=Budget(max_iter=3))
+    # The reference, and the variant whose keep ratio is needed, belong to it.
+    assert {run.key for run in part.runs()} == {
+        (d, v, 5) for d in ("shapes", "plates") for v in ("dense", "spt", "topk")
+    }
+    assert all(part.budget_of(run) == Budget(max_iter=3) for run in part.runs())
+    assert {run.variant.name for run in plan.restricted(variants=["spt"]).runs()} == {"dense", "spt"}
+    # The places of rows do not depend on which part was run.
+    assert build_job(plan.restricted(variants=["spt"]), run_of(plan, "shapes", "spt"), "o", "r").order == (0, 1)
+    with pytest.raises(ValueError, match="some of its variants"):
+        plan.restricted(variants=["dat"])
+
+
+def test_a_plan_without_a_file_takes_names_from_configs_and_data_sets():
+    plan = plan_of_configs([f"configs/{SWIN}", f"configs/{SPT}"], ["shapes", "plates=here"], seeds=(3,))
+    assert [variant.name for variant in plan.variants] == [Path(SWIN).stem, Path(SPT).stem]
+    assert plan.reference == Path(SWIN).stem
+    assert plan.data_sets[0].overrides == {"DATASETS.TRAIN": ["shapes_train"], "DATASETS.TEST": ["shapes_val"]}
+    assert plan.data_sets[1] == DataSet("plates", "here")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seeds": [0, 0]}, "distinct whole numbers"),
+        ({"seeds": [-1]}, "distinct whole numbers"),
+        ({"reference": "dat"}, "one of the variants"),
+        ({"data_sets": []}, "distinct names"),
+        ({"name": "a/b"}, "distinct names"),
+        ({"minutes": 1}, "not both"),
+        ({"iterations": 1}, "expects the keys"),
+        ({"variants": [{"name": "dense"}]}, "a variant expects the keys"),
+        ({"variants": [{"name": "dense", "config": "a", "keep_ratio_of": "dense"}]}, "variants before it"),
+        ({"data_sets": [{"name": "shapes", "path": "x"}]}, "a data set expects the keys"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(change, message, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(TEXT), **change}))
+    with pytest.raises(ValueError, match=message):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_config_of_the_plans_that_come_with_the_project_is_valid(path):
+    """On registered data, for the folders of one's own are not here."""
+    plan = read_plan(path)
+    assert plan.name == path.stem
+    for variant in plan.variants:
+        for data_set in plan.data_sets:
+            overrides = plan.overrides_of(data_set, variant)
+            cfg = load_config(find_config(variant.config), [x for item in overrides.items() for x in item])
+            validate_spt_config(cfg)
+            budget = plan.budget_of(Run(data_set, variant, 0))
+            assert budget.max_iter
+    # No two variants are the same by mistake.
+    kinds = [(v.config, str(v.overrides), v.keep_ratio_of) for v in plan.variants]
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_the_plans_name_no_folder_of_a_machine():
+    assert {path.stem for path in PLANS} >= {"pretrain", "screen", "main"}
+    for path in PLANS:
+        plan = read_plan(path)
+        places = [plan.weights, *(data_set.folder for data_set in plan.data_sets)]
+        assert all(re.fullmatch(r"\$\{\w+\}", place) for place in places if place is not None)
+        assert not any(isinstance(v, Variant) and v.weights for v in plan.variants)

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""
+Measure data sets, side by side: objects, sizes, and the share of pixels and of tokens that objects cover.
+
+    python tools/dataset_stats.py datasets/shapes/train.json datasets/shapes/val.json --source box mask
+    python tools/dataset_stats.py coco_2017_val BDD=datasets/bdd100k/annotations/det_val.json --plot ratios.png
+
+A data set is a COCO json, NAME=JSON to give its column another title, or the name of a registered one.
+"""
+
+import argparse
+import os
+import sys
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from spt_d2.data.coco_json import read_coco, write_json
+from spt_d2.data.coco_stats import DatasetStats, measure_dataset, stats_table
+from spt_d2.data.progress import terminal_progress
+from spt_d2.data.regions import LABEL_SOURCES
+from spt_d2.data.stats_plot import draw_stats
+from spt_d2.visualization import save_picture
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", nargs="+", metavar="[NAME=]FILE.json|NAME")
+    parser.add_argument(
+        "--source", nargs="+", choices=LABEL_SOURCES, default=["auto"], metavar="auto|box|mask",
+        help="what an object covers, one column each: its mask where it has one (auto, the default), its box, its mask",
+    )  # fmt: skip
+    parser.add_argument("--json", metavar="PATH", help="write the figures for programs")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw ratios and densities")
+    args = parser.parse_args(argv)
+    args.dataset = dict(find_json(text) for text in args.dataset)
+    return args
+
+
+def find_json(text: str) -> tuple[str, str]:
+    """Title and json file of a data set as it was named."""
+    if os.path.isfile(text):
+        folder, name = os.path.split(os.path.abspath(text))
+        return f"{os.path.basename(folder)}/{os.path.splitext(name)[0]}", text
+    title, equals, path = text.partition("=")
+    if equals:
+        return title, path
+    if text in DatasetCatalog.list() and MetadataCatalog.get(text).get("json_file"):
+        return text, MetadataCatalog.get(text).json_file
+    return text, text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the measurement; returns the exit code."""
+    args = parse_arguments(argv)
+    stats: dict[str, DatasetStats] = {}
+    try:
+        for title, path in args.dataset.items():
+            content = read_coco(path)
+            for source in args.source:
+                column = title if len(args.source) == 1 else f"{title} ({source})"
+                stats[column] = measure_dataset(content, source, progress=terminal_progress)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    summaries = {title: stat.summary() for title, stat in stats.items()}
+    print(stats_table(summaries))
+    if args.json:
+        write_json(args.json, summaries, sources=tuple(args.dataset.values()))
+    if args.plot:
+        save_picture(args.plot, draw_stats(stats))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
