@@ -14,8 +14,7 @@ from torch import nn
 import spt_d2.checkpoint
 from spt_d2.checkpoint import SelectionCheckpointer
 from spt_d2.config import add_spt_config
-
-from .engine.conftest import ROOT
+from tests.conftest import ROOT
 
 
 def make_cfg(meta: str = "SelectionGeneralizedRCNN", classes: int = 3, **roi_heads: object) -> CfgNode:

@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 
 from tests import reference
-from tests.engine.conftest import ROOT, load_program
+from tests.conftest import ROOT, load_program
 from tests.weights.sources import EMBED_DIM, MLP_RATIO, NUM_HEADS, source
 
 from detectron2.checkpoint import DetectionCheckpointer  # isort: skip

@@ -14,7 +14,7 @@ from spt_d2.model_zoo.page import insert_tables, zoo_page
 from spt_d2.model_zoo.paper import read_paper
 from spt_d2.model_zoo.records import read_record, read_records
 from spt_d2.model_zoo.variants import VARIANTS, build_detector, count, detector_parameters
-from tests.engine.conftest import load_program
+from tests.conftest import load_program
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "projects" / "SPT" / "paper_results.json"

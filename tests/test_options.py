@@ -15,7 +15,7 @@ from torch import nn
 from spt_d2 import get_config
 from spt_d2.analysis import nominal_macs
 from spt_d2.config import validate_spt_config
-from tests.engine.conftest import ROOT, load_program
+from tests.conftest import ROOT, load_program
 from tests.modeling.nano import nano_cfg
 
 

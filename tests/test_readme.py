@@ -12,9 +12,8 @@ import torch
 
 from spt_d2.engine.setup import load_config
 from spt_d2.modeling import SelectionGeneralizedRCNN
-from tests.engine.conftest import load_program
+from tests.conftest import ROOT, load_program
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]

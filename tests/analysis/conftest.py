@@ -9,10 +9,10 @@ pytest.importorskip("detectron2")
 
 from spt_d2.engine.model_config import ModelConfig, open_config
 from tests import reference
-from tests.engine.conftest import tiny_config, tiny_shapes
+from tests.engine.conftest import tiny_config
 from tests.engine.test_lazy import LEAF, TINY
 
-__all__ = ["tiny_config", "tiny_shapes"]
+__all__ = ["tiny_config"]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from spt_d2.analysis import image_macs, nominal_macs
 from spt_d2.analysis.model_report import image_costs, parse_keep_ratio, summarize_costs
 from spt_d2.engine.model_config import open_config
 from spt_d2.ops.selection import split_selections
-from tests.engine.conftest import ROOT, load_program
+from tests.conftest import ROOT, load_program
 
 NANO = ROOT / "configs" / "Shapes-InstanceSegmentation"
 LEAF = ROOT / "projects" / "SPT" / "configs" / "mask_rcnn_spt_nano_fpn_shapes.py"

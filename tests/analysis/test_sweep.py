@@ -12,7 +12,7 @@ from spt_d2.analysis import sweep as sweep_module
 from spt_d2.analysis.operating_point import OperatingPoint
 from spt_d2.analysis.sweep import operating_points, sweep
 from spt_d2.analysis.sweep_figure import draw_sweep
-from tests.engine.conftest import ROOT, load_program
+from tests.conftest import ROOT, load_program
 
 POINTS = operating_points([0.2, 0.01], [0.3, 1.0], [2])
 SETTINGS = {"config_name": "tiny.yaml", "dataset": "tiny_val", "timing_images": 1, "rounds": 1, "warmup": 0}

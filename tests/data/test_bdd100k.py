@@ -11,7 +11,7 @@ from PIL import Image
 
 from spt_d2.data.bdd100k import CLASSES, convert, label_vintage, read_frames
 from spt_d2.data.coco_check import check_coco
-from tests.engine.conftest import load_program
+from tests.conftest import load_program
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["0000f77c-6257be58.jpg", "0000f77c-62c2a288.jpg", "0000f77c-cb820c98.jpg", "0001542f-5ce3cf52.jpg"]

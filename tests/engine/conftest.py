@@ -1,56 +1,22 @@
-"""A tiny data set and a tiny model, and the command-line programs run in this process or in others."""
+"""A tiny model, and the command-line programs that train it, run in this process or in others."""
 
-import contextlib
-import importlib.util
 import json
-import logging
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import yaml
 from detectron2.engine import default_argument_parser
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT, as_a_program, load_program
+
 TRAIN_NET = ROOT / "projects" / "SPT" / "train_net.py"
 LAZY_TRAIN_NET = ROOT / "tools" / "lazyconfig_train_net.py"
 AVERAGED = ("MODEL.EMA.ENABLED", "True", "MODEL.EMA.DECAY", "0.5")
-
-
-def load_program(path: Path) -> ModuleType:
-    """A program as a module, for it lies in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def as_a_program() -> Iterator[None]:
-    """On one thread, as programs run, and leaving loggers as they were."""
-    threads = torch.get_num_threads()
-    # Detectron2's setup of a program gives these handlers, for good, and takes them from the root's.
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "spt_d2")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings():
-            # Detectron2 leaves the config file open that it prints; and a machine may have few cores.
-            warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        for logger, (handlers, propagate, level) in zip(loggers, before):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
 
 
 def run_here(program: Path, *arguments: str | Path) -> dict:
@@ -99,17 +65,6 @@ def predictions(folder: Path) -> list[dict]:
     """Detections in an order that does not depend on who made them."""
     found = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
     return sorted(found, key=lambda d: (d["image_id"], d["score"], d["category_id"], d["bbox"]))
-
-
-@pytest.fixture(scope="session")
-def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """Entries of ``DATASETS.CUSTOM``: 12 training and 6 validation images of 64 px."""
-    # One place in a session: a name stands for one data set, and tests elsewhere borrow this fixture.
-    folder = tmp_path_factory.getbasetemp() / "tiny" / "shapes"
-    if not folder.exists():
-        generator = load_program(ROOT / "datasets" / "make_shapes.py")
-        generator.make_shapes(folder, num_train=12, num_val=6, size=64, workers=1)
-    return [[f"tiny_{split}", str(folder / f"{split}.json"), str(folder / split)] for split in ("train", "val")]
 
 
 @pytest.fixture(scope="session")

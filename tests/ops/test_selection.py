@@ -183,6 +183,21 @@ def test_random_is_uniform_over_valid_tokens():
         assert (seen - share).abs().max() < 5 * math.sqrt(share * (1 - share) / 2000)
 
 
+def test_random_draws_anew_unless_it_is_to_be_deterministic():
+    score, valid = torch.randn(2, 6, 6), torch.ones(2, 6, 6, dtype=torch.bool)
+
+    def draw(**options):
+        return ops.select_tokens(score, valid, select="random", keep_ratio=0.5, **options)[0]
+
+    assert not torch.equal(draw(), draw())
+    state = torch.get_rng_state()
+    assert torch.equal(draw(deterministic=True), draw(deterministic=True))
+    # It has a generator of its own, and leaves training's alone.
+    assert torch.equal(torch.get_rng_state(), state)
+    first, second = draw(deterministic=True)
+    assert not torch.equal(first, second)
+
+
 def test_oracle_keeps_what_is_labelled_object():
     label = torch.tensor([0, 1, 255], dtype=torch.uint8)[torch.randint(3, (3, 4, 5))]
     valid = ragged(3, 4, 5)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 
 import pytest
 import torch
@@ -285,7 +286,7 @@ def test_maps_of_a_single_token_work(height, width):
 # Training and evaluation.
 
 
-@pytest.mark.parametrize("select", [name for name in SELECTS if name != "random"])
+@pytest.mark.parametrize("select", SELECTS)
 @pytest.mark.parametrize("ffn_tokens", FFN_TOKENS)
 def test_evaluation_is_deterministic_whatever_is_dropped_in_training(select, ffn_tokens):
     rates = {"drop_rate": 0.5, "attn_drop_rate": 0.5, "drop_path_rate": 0.5, "noise": "logistic"}
@@ -374,6 +375,17 @@ def test_an_untrained_model_keeps_every_token():
         model = SPT(**SIZES, gating=gating).eval()
         _, selections = model.forward_with_selections(images(dtype=torch.float32))
         assert all(s.keep_mask.all() for s in selections if s.keep_mask is not None)
+
+
+def test_gates_keep_their_own_start_where_other_layers_take_swins():
+    for gating, start in (("sigmoid", 5.0), ("none", math.log(0.2 / 0.8))):
+        model = SPT(**SIZES, gating=gating, gate_prior=0.2)
+        gates = [module for module in model.modules() if isinstance(module, SelectionGate)]
+        # Two blocks in each of two stages, and the extra gate.
+        assert len(gates) == 5
+        for gate in gates:
+            assert not gate.proj.weight.any()
+            assert gate.proj.bias.item() == pytest.approx(start)
 
 
 def test_oracle_reads_the_labels_of_its_stride():

@@ -127,11 +127,19 @@ def test_ours_are_instances_of_detectron2s(meta_architecture):
 
 
 @pytest.mark.parametrize("meta_architecture", OURS)
-def test_an_image_without_objects_trains(meta_architecture):
+@pytest.mark.parametrize("gate_bias", [None, -30.0, 30.0], ids=["some_kept", "nothing_kept", "everything_kept"])
+def test_an_image_without_objects_gives_every_parameter_a_gradient(meta_architecture, gate_bias):
+    """Distributed training waits for each of them, in whatever process has no object in its share."""
     inputs = batch_of_inputs(*SIZES)[1:]
     assert len(inputs[0]["instances"]) == 0
-    losses = train_step(build(meta_architecture, "spt"), inputs)
+    model = build(meta_architecture, "spt")
+    for name, parameter in model.named_parameters():
+        if gate_bias is not None and "gate" in name and name.endswith("proj.bias"):
+            torch.nn.init.constant_(parameter, gate_bias)
+    losses = train_step(model, inputs)
     assert all(torch.isfinite(loss) for loss in losses.values())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
 @pytest.mark.parametrize("meta_architecture", OURS)

@@ -125,6 +125,24 @@ def test_figures_are_those_of_the_loop_and_come_once_a_period():
         assert not any(name.startswith("selection/") for name in storage.latest())
 
 
+def test_between_two_records_nothing_is_asked_of_the_device(monkeypatch):
+    """Whatever brings a value to the host would wait for the device there."""
+    model, inputs = build(LOG_PERIOD=5), batch_of_inputs(*SIZES)
+    images = model.preprocess_image(inputs)
+    _, selections, labels = model.select_features(images, inputs)
+
+    def wait(*args, **kwargs):
+        raise AssertionError("the host waits for the device")
+
+    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, wait)
+    with EventStorage(11):
+        losses = model.selection_losses(selections, labels)
+    assert len(losses) == 3
+    with EventStorage(10), pytest.raises(AssertionError, match="the host waits"):
+        model.selection_losses(selections, labels)
+
+
 def test_figures_without_objects_are_left_out():
     model = build()
     inputs = batch_of_inputs(*SIZES)[1:]
