@@ -44,12 +44,13 @@ ALTERNATIVES: dict[str, list[dict]] = {
     "GATING": [{"GATING": "sigmoid"}, {"GATING": "centred"}],
     "SELECT": [{"SELECT": "topk"}, {"SELECT": "random"}, {"SELECT": "oracle"}, {"SELECT": "all"}],
     "KEEP_RATIO": [{"KEEP_RATIO": ratio, "SELECT": "topk"} for ratio in (0.1, 0.25, 0.5, 1.0)],
+    "TOKEN_BUDGET": [{"TOKEN_BUDGET": 500}],
     "THRESHOLD": [{"THRESHOLD": 0.01}],
     "TAU": [{"TAU": 2.0}],
     "NOISE": [{"NOISE": "logistic"}, {"NOISE": "gumbel"}],
     "GATE_PRIOR": [{"GATE_PRIOR": 0.2}],
     "ORDER": [{"ORDER": "raster"}],
-    "SEGMENT": [{"SEGMENT": "shared"}, {"SEGMENT": "window"}],
+    "SEGMENT": [{"SEGMENT": "shared"}, {"SEGMENT": "window"}, {"SEGMENT": "image"}],
     "CONTAINER_SIZE": [{"CONTAINER_SIZE": 98}, {"CONTAINER_SIZE": 196}],
     "POSITION": [{"POSITION": "rope"}, {"POSITION": "conv"}, {"POSITION": "relative_bias"}],
     "PROJ_TOKENS": [{"PROJ_TOKENS": "all"}],
@@ -143,8 +144,8 @@ def key_comments() -> dict[str, str]:
     return found
 
 
-def count(overrides: dict, keep_ratio: float) -> BackboneMacs:
-    """Multiply-adds of SPT-T with other values of ``MODEL.SPT``."""
+def count(overrides: dict, keep_ratio: float | dict[int, float]) -> BackboneMacs:
+    """Multiply-adds of SPT-T with other values of ``MODEL.SPT``; keep ratio of all stages, or by stage."""
     cfg = default_config()
     for key, value in overrides.items():
         cfg.MODEL.SPT[key] = value
@@ -170,6 +171,9 @@ def cost(key: str) -> str:
     for overrides in ALTERNATIVES[key]:
         # Nothing is left out under "all"; a ratio that is set is the one that is counted.
         keep_ratio = 1.0 if overrides.get("SELECT") == "all" else overrides.get("KEEP_RATIO", KEEP_RATIO)
+        if "TOKEN_BUDGET" in overrides:
+            tokens = {stage: IMAGE_SIZE[0] * IMAGE_SIZE[1] // 4 ** (stage + 1) for stage in (3, 4)}
+            keep_ratio = {stage: min(KEEP_RATIO, overrides["TOKEN_BUDGET"] / n) for stage, n in tokens.items()}
         macs = count(overrides, keep_ratio)
         if (macs.useful, macs.executed) != (base().useful, base().executed):
             cells.append(f"{shown(overrides[key])}: {giga(macs)}")
