@@ -18,8 +18,8 @@ from spt_d2.data import SelectionDatasetMapper
 from spt_d2.data.coco_check import check_coco
 from spt_d2.data.coco_check.masks import rle_runs
 from spt_d2.data.coco_stats import measure_dataset
-from tests.data.scenes import encode
 from tests.conftest import load_program
+from tests.data.scenes import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 H, W = 48, 64

@@ -13,8 +13,8 @@ from spt_d2.data.coco_json import annotations_by_image, read_coco, write_json
 from spt_d2.data.coco_stats import RATIO_EDGES, STRIDES, measure_dataset, stats_table
 from spt_d2.data.sparse_subset import sparse_subset
 from spt_d2.data.stats_plot import draw_stats
-from tests.data.scenes import draw_box
 from tests.conftest import load_program
+from tests.data.scenes import draw_box
 
 ROOT = Path(__file__).resolve().parents[2]
 

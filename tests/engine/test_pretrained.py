@@ -13,7 +13,6 @@ from spt_d2.engine.lazy import LazyTrainer
 from spt_d2.engine.setup import load_config
 from spt_d2.engine.trainer import Trainer
 from spt_d2.predictor import build_predictor
-
 from tests.conftest import ROOT
 
 LEAF = ROOT / "projects" / "SPT" / "configs" / "mask_rcnn_spt_nano_fpn_shapes.py"
