@@ -19,6 +19,8 @@ import spt_d2.config
 from spt_d2.config import add_spt_config, gate_strides, validate_spt_config
 
 SOURCE = Path(spt_d2.config.__file__)
+# With its helpers, which check what keys ask of each other.
+SOURCES = sorted(SOURCE.parent.glob("config*.py"))
 
 
 def make_cfg(backbone: str = "build_spt_fpn_backbone") -> CfgNode:
@@ -137,9 +139,9 @@ def test_reads_are_found(line: str, expected: tuple[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def reads() -> set[tuple[str, str]]:
-    """Everything that the code outside of config.py reads: there a key is set, and checked, which is no use of it."""
+    """Everything that the code outside of SOURCES reads: there a key is set, and checked, which is no use of it."""
     folders = [ROOT / name for name in ("spt_d2", "projects", "tools")]
-    files = [path for folder in folders for path in folder.rglob("*.py") if path != SOURCE]
+    files = [path for folder in folders for path in folder.rglob("*.py") if path not in SOURCES]
     return set().union(*(reads_of(path.read_text()) for path in files))
 
 
@@ -212,9 +214,9 @@ def test_one_message_names_everything_that_is_off() -> None:
 
 
 def patterns_of_rules() -> list[str]:
-    """For each call of ``expect`` in config.py, a pattern of the keys it may name."""
+    """For each call of ``expect`` in config.py and its helpers, a pattern of the keys it may name."""
     found = []
-    for node in ast.walk(ast.parse(SOURCE.read_text())):
+    for node in (node for path in SOURCES for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "expect":
             key = node.args[1]
             parts = key.values if isinstance(key, ast.JoinedStr) else [key]

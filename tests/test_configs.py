@@ -6,6 +6,7 @@ somebody may start. Leaves of LazyConfig are in ``projects``, their parts in ``c
 """
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,12 +42,27 @@ def each(paths: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", paths, ids=[path.relative_to(ROOT).as_posix() for path in paths])
 
 
-def load(path: Path | None) -> CfgNode:
+def load(*paths: Path) -> CfgNode:
+    """The defaults with files over them, to be changed at will."""
     cfg = get_cfg()
     add_spt_config(cfg)
-    if path is not None:
+    for path in paths:
         cfg.merge_from_file(str(path))
     return cfg
+
+
+@functools.cache
+def loaded(path: Path) -> CfgNode:
+    """A config that is only read, for the many tests that read it."""
+    cfg = load(path)
+    cfg.freeze()
+    return cfg
+
+
+def bases(path: Path) -> list[Path]:
+    """The files that a yaml stands on, the last of them on top."""
+    named = yaml.safe_load(path.read_text()).get("_BASE_", [])
+    return [path.parent / name for name in ([named] if isinstance(named, str) else named)]
 
 
 def flat(node: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -77,13 +93,13 @@ def uninitialised() -> Iterator[None]:
 
 def build_cheaply(build: Callable[[str], nn.Module]) -> nn.Module:
     """On the meta device, as shapes alone; a model whose constructor reads values, on the CPU, but uninitialised."""
-    try:
-        with torch.device("meta"):
-            return build("meta")
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):
-            raise
     with uninitialised():
+        try:
+            with torch.device("meta"):
+                return build("meta")
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
         return build("cpu")
 
 
@@ -103,11 +119,13 @@ def test_a_model_whose_constructor_reads_values_is_built_elsewhere() -> None:
         build_cheaply(lambda device: exec("raise RuntimeError('mine')"))
 
 
-def build_yaml(cfg: CfgNode) -> nn.Module:
+def build_yaml(path: Path) -> nn.Module:
     def build(device: str) -> nn.Module:
         cfg.MODEL.DEVICE = device
         return build_model(cfg)
 
+    cfg = loaded(path).clone()
+    cfg.defrost()
     return build_cheaply(build)
 
 
@@ -120,13 +138,12 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 @each(YAMLS)
 def test_a_yaml_loads_and_is_valid(path: Path) -> None:
-    validate_spt_config(load(path))
+    validate_spt_config(loaded(path))
 
 
 @each(LEAVES)
 def test_a_leaf_builds_its_model_and_what_trains_it(path: Path) -> None:
-    cfg = load(path)
-    model = build_yaml(cfg)
+    cfg, model = loaded(path), build_yaml(path)
     assert sum(parameter.numel() for parameter in model.parameters()) > 100_000
     optimizer = build_optimizer(cfg, model)
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -136,14 +153,14 @@ def test_a_leaf_builds_its_model_and_what_trains_it(path: Path) -> None:
 
 @each(LEAVES)
 def test_the_schedule_of_a_leaf_fits_its_length(path: Path) -> None:
-    solver = load(path).SOLVER
+    solver = loaded(path).SOLVER
     milestones = [solver.WARMUP_ITERS, *solver.STEPS, solver.MAX_ITER]
     assert milestones == sorted(set(milestones))
 
 
 @each(LEAVES)
 def test_data_sets_of_a_leaf_are_registered_and_have_its_classes(path: Path) -> None:
-    cfg = load(path)
+    cfg = loaded(path)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         assert name in DatasetCatalog, name
         classes = MetadataCatalog.get(name).get("thing_classes")
@@ -161,8 +178,8 @@ def repeated(path: Path) -> set[str]:
     What an alias repeats is written once for several nodes, and repeated only if all of them have it already.
     """
     content = yaml.safe_load(path.read_text())
-    base = load(path.parent / content.pop("_BASE_"))
-    own, before = dict(flat(load(path))), dict(flat(base))
+    del content["_BASE_"]
+    own, before = dict(flat(load(path))), dict(flat(load(*bases(path))))
     places: dict[tuple[int, str], list[tuple[str, ...]]] = {}
 
     def walk(node: dict, keys: tuple[str, ...]) -> None:
@@ -178,15 +195,13 @@ def repeated(path: Path) -> set[str]:
 
 def set_by_bases(path: Path) -> set[str]:
     """Keys that the files below a file set."""
-    base = yaml.safe_load(path.read_text()).get("_BASE_")
-    if base is None:
-        return set()
-    below = path.parent / base
-    own = {".".join(keys) for keys, _ in flat(yaml.safe_load(below.read_text()))}
-    return (own - {"_BASE_"}) | set_by_bases(below)
+    found = set()
+    for base in bases(path):
+        found |= {".".join(keys) for keys, _ in flat(yaml.safe_load(base.read_text()))} | set_by_bases(base)
+    return found - {"_BASE_"}
 
 
-@each([path for path in YAMLS if "_BASE_" in yaml.safe_load(path.read_text())])
+@each([path for path in YAMLS if bases(path)])
 def test_a_yaml_does_not_repeat_its_base(path: Path) -> None:
     """A base may say which of Detectron2's defaults belong to its recipe; a leaf says what is its own."""
     found = repeated(path)
@@ -200,6 +215,10 @@ def test_repetitions_are_found(tmp_path: Path) -> None:
     leaf.write_text("_BASE_: Base-middle.yaml\nMODEL: {SPT: {TAU: 2.0, GATE: per_stage}}\nSOLVER: {STEPS: [3, 4]}\n")
     assert repeated(leaf) == {"MODEL.SPT.TAU", "SOLVER.STEPS"}
     assert set_by_bases(leaf) == {"VERSION", "MODEL.SPT.TAU", "SOLVER.STEPS"}
+    other = tmp_path / "Base-other.yaml"
+    other.write_text("MODEL: {SPT: {GATE: per_stage}}\n")
+    leaf.write_text("_BASE_: [Base-middle.yaml, Base-other.yaml]\nMODEL: {SPT: {TAU: 3.0, GATE: per_stage}}\n")
+    assert repeated(leaf) == {"MODEL.SPT.GATE"} and "MODEL.SPT.GATE" in set_by_bases(leaf)
     leaf.write_text("_BASE_: Base-middle.yaml\nMODEL:\n  SWIN: &a {DEPTHS: [2, 2, 6, 2]}\n  SPT: *a\n")
     assert repeated(leaf) == set()
     leaf.write_text("_BASE_: Base-middle.yaml\nMODEL:\n  SWIN: &a {EMBED_DIM: 96}\n  SPT: *a\n")
@@ -208,7 +227,7 @@ def test_repetitions_are_found(tmp_path: Path) -> None:
 
 @each(LEAVES)
 def test_a_leaf_is_short_and_stands_on_a_base(path: Path) -> None:
-    assert "_BASE_" in yaml.safe_load(path.read_text())
+    assert bases(path)
     assert len(path.read_text().splitlines()) <= 30
 
 
@@ -247,7 +266,7 @@ def backbone_node(cfg: CfgNode) -> CfgNode:
 
 @pytest.mark.parametrize("selecting, dense", TWINS, ids=[f"{a.stem}-{b.stem}" for a, b in TWINS])
 def test_twins_differ_in_nothing_but_the_backbone(selecting: Path, dense: Path) -> None:
-    first, second = load(selecting), load(dense)
+    first, second = loaded(selecting), loaded(dense)
     backbones = {name for name, node in first.MODEL.items() if isinstance(node, CfgNode) and "EMBED_DIM" in node}
     own, other = dict(flat(first)), dict(flat(second))
     for keys, value in own.items():
@@ -262,8 +281,8 @@ def test_twins_differ_in_nothing_but_the_backbone(selecting: Path, dense: Path) 
 
 @each([path for path in LEAVES if dense_relatives(path) and "spt" in path.stem])
 def test_one_of_the_twins_has_equal_depth(path: Path) -> None:
-    depths = [backbone_node(load(other)).DEPTHS for other in dense_relatives(path)]
-    assert backbone_node(load(path)).DEPTHS in depths
+    depths = [backbone_node(loaded(other)).DEPTHS for other in dense_relatives(path)]
+    assert backbone_node(loaded(path)).DEPTHS in depths
 
 
 def test_twins_are_found_by_name() -> None:
@@ -316,8 +335,9 @@ def documented_twin(path: Path) -> Path | None:
 
 @each([path for path in LAZY_LEAVES if documented_twin(path)])
 def test_a_lazy_leaf_builds_the_model_and_the_run_of_its_yaml_twin(path: Path) -> None:
-    lazy, cfg = LazyConfig.load(str(path)), load(documented_twin(path))
-    assert shapes_of(build_cheaply(lambda device: instantiate(lazy.model))) == shapes_of(build_yaml(cfg))
+    twin = documented_twin(path)
+    lazy, cfg = LazyConfig.load(str(path)), loaded(twin)
+    assert shapes_of(build_cheaply(lambda device: instantiate(lazy.model))) == shapes_of(build_yaml(twin))
     train, loader = lazy.train, lazy.dataloader
     assert (train.max_iter, train.seed, train.eval_period) == (cfg.SOLVER.MAX_ITER, cfg.SEED, cfg.TEST.EVAL_PERIOD)
     assert (lazy.optimizer.lr, lazy.optimizer.weight_decay) == (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY)
