@@ -106,6 +106,7 @@ REACHED: dict[str, tuple[Any, Find]] = {
     "GATING": ("sigmoid", option("gating")),
     "SELECT": ("topk", option("select")),
     "KEEP_RATIO": (0.4, option("keep_ratio")),
+    "TOKEN_BUDGET": (9, option("token_budget")),
     "THRESHOLD": (0.01, option("threshold")),
     "TAU": (2.0, option("tau")),
     "NOISE": ("gumbel", option("noise")),

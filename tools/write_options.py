@@ -44,7 +44,7 @@ ALTERNATIVES: dict[str, list[dict]] = {
     "GATING": [{"GATING": "sigmoid"}, {"GATING": "centred"}],
     "SELECT": [{"SELECT": "topk"}, {"SELECT": "random"}, {"SELECT": "oracle"}, {"SELECT": "all"}],
     "KEEP_RATIO": [{"KEEP_RATIO": ratio, "SELECT": "topk"} for ratio in (0.1, 0.25, 0.5, 1.0)],
-    "TOKEN_BUDGET": [{"TOKEN_BUDGET": 500}],
+    "TOKEN_BUDGET": [{"TOKEN_BUDGET": 512}],
     "THRESHOLD": [{"THRESHOLD": 0.01}],
     "TAU": [{"TAU": 2.0}],
     "NOISE": [{"NOISE": "logistic"}, {"NOISE": "gumbel"}],
@@ -145,7 +145,7 @@ def key_comments() -> dict[str, str]:
 
 
 def count(overrides: dict, keep_ratio: float | dict[int, float]) -> BackboneMacs:
-    """Multiply-adds of SPT-T with other values of ``MODEL.SPT``; keep ratio of all stages, or by stage."""
+    """Multiply-adds of SPT-T with other values of ``MODEL.SPT``."""
     cfg = default_config()
     for key, value in overrides.items():
         cfg.MODEL.SPT[key] = value
@@ -165,16 +165,18 @@ def giga(macs: BackboneMacs) -> str:
     return useful if useful == executed else f"{useful} ({executed})"
 
 
+def keep_ratios(overrides: dict) -> dict[int, float]:
+    """By stage: all under "all", the ratio that is set, or what a budget leaves of ``KEEP_RATIO``."""
+    ratio = 1.0 if overrides.get("SELECT") == "all" else overrides.get("KEEP_RATIO", KEEP_RATIO)
+    tokens = {stage: IMAGE_SIZE[0] * IMAGE_SIZE[1] / 4 ** (stage + 1) for stage in (1, 2, 3, 4)}
+    return {stage: min(ratio, overrides.get("TOKEN_BUDGET", total) / total) for stage, total in tokens.items()}
+
+
 def cost(key: str) -> str:
     """What the other values of a key cost; ``=`` where that is what the default costs."""
     cells = []
     for overrides in ALTERNATIVES[key]:
-        # Nothing is left out under "all"; a ratio that is set is the one that is counted.
-        keep_ratio = 1.0 if overrides.get("SELECT") == "all" else overrides.get("KEEP_RATIO", KEEP_RATIO)
-        if "TOKEN_BUDGET" in overrides:
-            tokens = {stage: IMAGE_SIZE[0] * IMAGE_SIZE[1] // 4 ** (stage + 1) for stage in (3, 4)}
-            keep_ratio = {stage: min(KEEP_RATIO, overrides["TOKEN_BUDGET"] / n) for stage, n in tokens.items()}
-        macs = count(overrides, keep_ratio)
+        macs = count(overrides, keep_ratios(overrides))
         if (macs.useful, macs.executed) != (base().useful, base().executed):
             cells.append(f"{shown(overrides[key])}: {giga(macs)}")
     return "; ".join(cells) or "="
