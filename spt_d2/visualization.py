@@ -110,7 +110,7 @@ def draw_selection(
 
 def _heat_colors(share: np.ndarray) -> np.ndarray:
     """RGB colours of values in [0, 1], cold to warm; both dark ends of the colour map are left out."""
-    return cv2.applyColorMap(np.round(25 + share * 205).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1].copy()
+    return cv2.applyColorMap(np.round(32 + share * 191).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1].copy()
 
 
 def heat_legend(width: int, num_blocks: int, height: int = 30) -> np.ndarray:

@@ -6,6 +6,7 @@ Loaded where detectron2 is not installed, too: it imports torch and the standard
 
 import importlib.util
 import logging
+import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ settings.load_profile("spt_d2")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; the same test as on the CPU, over another device")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Every process would otherwise take every core.
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

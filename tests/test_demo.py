@@ -124,7 +124,7 @@ def test_the_summary_has_the_keys_and_types_that_are_promised(selecting: Run) ->
         assert [name for name in part if name != "by_stage"] == figures
         for name in figures:
             assert_fraction(part[name])
-    assert summary["macs_g"].keys() == {"executed", "dense"}
+    assert summary["macs_g"].keys() == {"executed", "useful", "dense"}
     assert all(isinstance(value, float) and value > 0 for value in summary["macs_g"].values())
     assert isinstance(summary["train_seconds"], float) and summary["train_seconds"] > 0
 

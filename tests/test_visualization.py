@@ -209,10 +209,11 @@ def test_a_keep_mask_of_a_block_or_stage_that_is_not_there_is_an_error() -> None
 
 # --- predictions
 
-# Large enough for labels to stand in the upper left corner of their boxes.
+# Large enough for labels to stand below their boxes.
 HIGH, WIDE = 240, 320
 FIRST, SECOND = (30, 60, 120, 150), (200, 90, 300, 200)  # x1, y1, x2, y2
 BORDER = 10  # between a box and its mask
+LABEL = 16  # height of a label, at any scale
 Box = tuple[int, int, int, int]
 
 
@@ -244,20 +245,21 @@ def changed(picture: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def assert_drawn(difference: np.ndarray, masks: bool, scale: float = 1.0) -> None:
-    """Both boxes along all their edges, both masks or neither, and nothing else but a label in each box."""
+    """Both boxes along all their edges, both masks or neither, a label below each box, and nothing else."""
     allowed = np.zeros_like(difference)
     for box in (FIRST, SECOND):
         x1, y1, x2, y2 = (round(side * scale) for side in box)
         line = 3
         for edge in (np.s_[y1:y2, x1], np.s_[y1:y2, x2], np.s_[y1, x1:x2], np.s_[y2, x1:x2]):
             assert difference[edge].all()
-        # The lower half of a box is free of its label.
-        middle, border = (y1 + y2) // 2, round(BORDER * scale)
-        mask = difference[middle : y2 - border - line, x1 + border + line : x2 - border - line]
+        border = round(BORDER * scale)
+        within = border + line
+        mask = difference[y1 + within : y2 - within, x1 + within : x2 - within]
         assert mask.all() if masks else not mask.any()
-        between = difference[y2 - border + line : y2 - line, x1 + line : x2 - line]
+        between = difference[y2 - border + line : y2 - line, x1 + within : x2 - within]
         assert between.size and not between.any()
-        allowed[y1 - line : y2 + line, x1 - line : x2 + line] = True
+        assert difference[y2 + line : y2 + LABEL, x1:x2].any()
+        allowed[y1 - line : y2 + LABEL, x1 - line : x2 + line] = True
     assert not (difference & ~allowed).any()
 
 
@@ -374,8 +376,30 @@ def test_a_crowd_is_labelled_as_one_and_a_class_by_its_name() -> None:
     )
     for other in (crowd, named):
         difference = changed(other, numbered)
-        assert difference[60:80, 30:100].any()
-        assert difference[60:80, 30:100].sum() == difference.sum()
+        x1, _, x2, y2 = FIRST
+        label = difference[y2 - 2 : y2 + LABEL, x1 - 2 : x2]
+        assert label.any() and label.sum() == difference.sum()
+
+
+@pytest.mark.parametrize(
+    "box, rows, columns",
+    [
+        ((30, 60, 90, 238), slice(44, 60), slice(28, 90)),
+        ((260, 100, 319, 150), slice(148, 166), slice(220, 320)),
+        ((2, 1, 40, 239), slice(0, 18), slice(0, 42)),
+    ],
+    ids=["lower_border", "right_border", "high_as_the_picture"],
+)
+def test_a_label_stays_inside_the_picture(box: Box, rows: slice, columns: slice) -> None:
+    """The same box with another label differs where the label is: whole, and in reach of the box."""
+    pictures = [
+        draw_ground_truth(ground(), {"annotations": [annotation(box)]}, Metadata(thing_classes=[name]))
+        for name in ("iiiiiiii", "lllllllm")
+    ]
+    difference = changed(*pictures)
+    assert difference[rows, columns].any() and difference[rows, columns].sum() == difference.sum()
+    # Not cut off: the last letter is there, some columns before the border.
+    assert np.nonzero(difference.any(axis=0))[0].max() < WIDE - 1
 
 
 @pytest.mark.parametrize("record", [{}, {"annotations": []}])

@@ -24,7 +24,7 @@ def selection_loss(
     """
     Binary cross-entropy between one score map and its selection labels (eq. 10, one term of the sum).
 
-    Computed in float32 under autocast too.
+    Computed in float32 at least, under autocast too.
 
     Args:
         score: (B, H, W) logits.
@@ -35,7 +35,7 @@ def selection_loss(
         pos_weight: weight of object tokens (App. B.1 tried 5).
 
     Returns:
-        scalar float32; 0, still connected to ``score``, where nothing counts.
+        scalar, float32 or float64; 0, still connected to ``score``, where nothing counts.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"selection_loss(reduction=) expects one of {REDUCTIONS}. Got {reduction!r}.")
@@ -46,11 +46,12 @@ def selection_loss(
             f"  valid.shape: {tuple(valid.shape)}"
         )
     counted = valid & (label != IGNORE)
+    dtype = torch.promote_types(score.dtype, torch.float32)
     with torch.autocast(device_type=score.device.type, enabled=False):
         loss = F.binary_cross_entropy_with_logits(
-            score.float(),
-            (label == 1).float(),
-            pos_weight=torch.full((), pos_weight, device=score.device),
+            score.to(dtype),
+            (label == 1).to(dtype),
+            pos_weight=torch.full((), pos_weight, dtype=dtype, device=score.device),
             reduction="none",
         )
         per_image = (loss * counted).flatten(1).sum(dim=1)

@@ -101,6 +101,7 @@ OPTION_KEYS = {
     "GATING": "sigmoid",
     "SELECT": "topk",
     "KEEP_RATIO": 0.4,
+    "TOKEN_BUDGET": 7,
     "THRESHOLD": 0.2,
     "TAU": 0.7,
     "NOISE": "logistic",

@@ -264,11 +264,10 @@ def check_flags(draft: Draft) -> None:
         cure="measures it",
         detail=lambda i: f": {stated[i]!r}",
     )
+    w, h = draft.boxes[:, 2:].T
+    solid = np.isfinite(draft.boxes).all(axis=1) & (w > EMPTY_SIDE) & (h > EMPTY_SIDE)
     # What masks count in pixels may touch a row and a column more than a box of fractions.
-    boxed = np.prod(draft.boxes[:, 2:] + 1, axis=1)
-    # A box that encloses nothing is a fault of its own.
-    boxed[~(np.isfinite(draft.boxes).all(axis=1) & (draft.boxes[:, 2:] > EMPTY_SIDE).all(axis=1))] = np.nan
-    odd = ~lacking & ((areas > boxed) | ((areas == 0) & (boxed > 4)))
+    odd = ~lacking & solid & ((areas > (w + 1) * (h + 1)) | ((areas == 0) & (w * h > 1)))
     draft.add_annotations(
         "area_of_box",
         False,
@@ -276,6 +275,6 @@ def check_flags(draft: Draft) -> None:
         "have an area that is 0 or larger than their box: AP by size is not what it should be",
         drop=False,
         cure="measures it",
-        detail=lambda i: f": area {areas[i]:g}, box {draft.boxes[i, 2]:g} x {draft.boxes[i, 3]:g}",
+        detail=lambda i: f": area {areas[i]:g}, box {w[i]:g} x {h[i]:g}",
     )
     draft.measure_area(lacking | odd)
