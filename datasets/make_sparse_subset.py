@@ -18,8 +18,8 @@ import sys
 
 from spt_d2.data.coco_json import read_coco, write_json
 from spt_d2.data.progress import terminal_progress
-from spt_d2.data.regions import LABEL_SOURCES
 from spt_d2.data.sparse_subset import RATIOS, SubsetReport, sparse_subset
+from spt_d2.ops.labels import LABEL_SOURCES
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

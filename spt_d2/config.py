@@ -6,12 +6,11 @@ from spt_d2.config_checks import check_crop, check_hierarchy, check_packing, che
 from spt_d2.evaluation.average_precision import FLAVOURS
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS
 from spt_d2.ops.attention import BACKENDS
+from spt_d2.ops.labels import LABEL_SOURCES
 from spt_d2.ops.losses import REDUCTIONS
 from spt_d2.ops.packing import SEGMENTS
 from spt_d2.ops.selection import GATINGS, NOISES, SELECTS
 from spt_d2.ops.windows import ORDERS
-
-LABEL_SOURCES = ("auto", "box", "mask")
 
 
 def add_spt_config(cfg: CfgNode) -> None:

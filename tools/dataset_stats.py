@@ -17,8 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from spt_d2.data.coco_json import read_coco, write_json
 from spt_d2.data.coco_stats import DatasetStats, measure_dataset, stats_table
 from spt_d2.data.progress import terminal_progress
-from spt_d2.data.regions import LABEL_SOURCES
 from spt_d2.data.stats_plot import draw_stats
+from spt_d2.ops.labels import LABEL_SOURCES
 from spt_d2.visualization import save_picture
 
 

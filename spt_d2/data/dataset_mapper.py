@@ -10,7 +10,8 @@ from detectron2.data import transforms as T
 
 from spt_d2.data.augmentation import build_crop
 from spt_d2.data.object_sizes import sized_objects
-from spt_d2.data.regions import LABEL_SOURCES, adopt_moved, draw_labels, read_regions
+from spt_d2.data.regions import adopt_moved, draw_labels, read_regions
+from spt_d2.ops.labels import LABEL_SOURCES
 
 
 class SelectionDatasetMapper(DatasetMapper):

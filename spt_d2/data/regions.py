@@ -19,8 +19,6 @@ from torch import Tensor
 from spt_d2.data.rasterize import Runs, edges_enter, paint_runs, polygon_arrays, polygon_runs, union_rle
 from spt_d2.ops.labels import box_labels, combine_labels, pool_labels
 
-LABEL_SOURCES = ("auto", "box", "mask")
-
 # detectron2.data.detection_utils.filter_empty_instances drops boxes whose sides are not longer than this, in pixels.
 _EMPTY_SIDE = 1e-5
 

@@ -16,6 +16,8 @@ from spt_d2.data.coverage import measure_coverage
 from spt_d2.data.progress import Progress, no_progress
 
 RATIOS = ("union", "sum")
+# Below this share of object pixels the paper calls an image sparse (Sec. 4.1).
+SPARSE_RATIO = 0.25
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from spt_d2.data.coco_stats import DatasetStats
-
-# The paper's bound of sparse images.
-SPARSE_RATIO = 0.25
+from spt_d2.data.sparse_subset import SPARSE_RATIO
 
 _LINES = ("-", "--", ":")
 

@@ -22,14 +22,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from spt_d2.data.coverage import measure_coverage
 from spt_d2.data.datasets import dataset_root
-from spt_d2.ops.labels import box_labels
+from spt_d2.data.sparse_subset import RATIOS, SPARSE_RATIO
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,6 @@ CLASSES = (
 )  # fmt: skip
 # Images of each split as published; some copies hold other lists.
 PUBLISHED = {"train": 5717, "val": 5823, "trainval": 11540}
-SPARSE_RATIO = 0.25
-RATIOS = ("union", "sum")
 SOURCES = ("box", "mask")
 
 # Key of a dataset dict: the file in which the pixels of its k-th object are k, counted from 1.
@@ -152,10 +150,10 @@ def object_ratio(image: Mapping[str, Any], *, ratio: str = "union", source: str 
             raise ValueError(f"object_ratio(source='mask') expects a segmentation. Got none in {image['file_name']}.")
         owner = read_image(image[OBJECT_MASKS])
         return np.count_nonzero((owner > 0) & (owner <= len(image["annotations"]))) / owner.size
-    boxes = torch.tensor([annotation["bbox"] for annotation in image["annotations"]], dtype=torch.float64).view(-1, 4)
-    if ratio == "union":
-        return int(box_labels(boxes, size, 1).sum()) / (size[0] * size[1])
-    return float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum()) / (size[0] * size[1])
+    corners = [annotation["bbox"] for annotation in image["annotations"]]
+    boxes = [{"bbox": [x1, y1, x2 - x1, y2 - y1]} for x1, y1, x2, y2 in corners]
+    coverage = measure_coverage(boxes, size, "box")
+    return (coverage.union if ratio == "union" else coverage.total) / coverage.pixels
 
 
 def add_object_masks(image: Mapping[str, Any]) -> dict[str, Any]:

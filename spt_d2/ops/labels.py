@@ -17,6 +17,9 @@ from torch import Tensor
 
 from spt_d2.ops.losses import IGNORE
 
+# Where labels come from: masks where an annotation has one, else its box; boxes; masks.
+LABEL_SOURCES = ("auto", "box", "mask")
+
 
 def box_labels(boxes: Tensor, image_size: tuple[int, int], stride: int) -> Tensor:
     """
