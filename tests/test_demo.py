@@ -126,6 +126,7 @@ def test_the_summary_has_the_keys_and_types_that_are_promised(selecting: Run) ->
             assert_fraction(part[name])
     assert summary["macs_g"].keys() == {"executed", "useful", "dense"}
     assert all(isinstance(value, float) and value > 0 for value in summary["macs_g"].values())
+    assert summary["macs_g"]["useful"] <= summary["macs_g"]["executed"]
     assert isinstance(summary["train_seconds"], float) and summary["train_seconds"] > 0
 
 
@@ -249,7 +250,8 @@ def test_gates_start_where_they_keep_everything(selecting: Run) -> None:
 
 
 def test_another_seed_starts_elsewhere(demo: ModuleType, selecting: Run) -> None:
-    weights = demo.initial_weights(load_config(demo.get_config_file(demo.CONFIGS[False]), ["SEED", "1"]))
+    cfg = load_config(demo.get_config_file(demo.CONFIGS[False]), ["SEED", "1"])
+    weights = demo.initial_weights(demo.dense_twin(cfg))
     name = "backbone.bottom_up.layers.2.blocks.0.attn.qkv.weight"
     assert weights[name].shape == selecting.start[name].shape and not torch.equal(weights[name], selecting.start[name])
 
@@ -257,7 +259,8 @@ def test_another_seed_starts_elsewhere(demo: ModuleType, selecting: Run) -> None
 def test_weights_to_start_from_have_the_sizes_of_the_backbone_that_selects(demo: ModuleType) -> None:
     """Whatever ``MODEL.SWIN`` says, which the run does not read."""
     sizes = ["MODEL.SPT.EMBED_DIM", "16", "MODEL.SPT.DEPTHS", "[1, 1, 1, 1]", "MODEL.SPT.NUM_HEADS", "[1, 2, 2, 4]"]
-    weights = demo.initial_weights(load_config(demo.get_config_file(demo.CONFIGS[False]), sizes))
+    weights = demo.initial_weights(demo.dense_twin(load_config(demo.get_config_file(demo.CONFIGS[False]), sizes)))
+    assert not any("gate" in name for name in weights)
     assert weights["backbone.bottom_up.norm3.weight"].shape == (128,)
     assert not any("layers.2.blocks.1." in name for name in weights)
 
