@@ -66,7 +66,7 @@ def time_backbone(
     if not inputs or rounds < 1:
         raise ValueError(f"time_backbone expects at least one image and one round. Got {len(inputs)} and {rounds}.")
     network = bottom_up(model)
-    prepared = [model.preprocess_image([given]) for given in inputs]  # type: ignore[operator]
+    prepared = [model.preprocess_image([given]) for given in inputs]
     seconds: list[list[float]] = [[] for _ in points]
     for number in range(-warmup, rounds):
         order = range(len(points)) if number % 2 == 0 else reversed(range(len(points)))
@@ -75,7 +75,7 @@ def time_backbone(
                 for images in prepared:
                     _wait(images.tensor.device)
                     begin = clock()
-                    network.forward_with_selections(images.tensor, images.image_sizes)  # type: ignore[operator]
+                    network.forward_with_selections(images.tensor, images.image_sizes)
                     _wait(images.tensor.device)
                     if number >= 0:
                         seconds[i].append(clock() - begin)

@@ -17,7 +17,7 @@ PERCENTILES = (5, 50, 95)
 COUNTS = ("dense", "executed", "useful")
 
 
-def bottom_up(model: nn.Module) -> nn.Module:
+def bottom_up(model: nn.Module) -> Any:
     """
     The network whose multiply-adds are counted: a detector's backbone, without the pyramid on it.
 
@@ -72,11 +72,11 @@ def image_costs(model: nn.Module, inputs: Iterable[dict]) -> list[ImageCost]:
     informed = hasattr(model, "select_features")
     costs = []
     for given in inputs:
-        images = model.preprocess_image([given])  # type: ignore[operator]
+        images = model.preprocess_image([given])
         if informed:
-            _, selections, _ = model.select_features(images, [given])  # type: ignore[operator]
+            _, selections, _ = model.select_features(images, [given])
         else:
-            _, selections = model.backbone.forward_with_selections(images.tensor)  # type: ignore[operator, union-attr]
+            _, selections = model.backbone.forward_with_selections(images.tensor)
         size = (images.tensor.shape[-2], images.tensor.shape[-1])
         (selection,) = split_selections(selections, images.image_sizes if informed else [size], size)
         deciding = [block for block in selection.blocks if block.keep_mask is not None]
@@ -156,7 +156,7 @@ def stage_rows(model: nn.Module) -> list[dict[str, Any]]:
     network = bottom_up(model)
     if not hasattr(network, "patch_embed"):
         return []
-    stride = network.patch_embed.proj.stride[0]  # type: ignore[union-attr, index]
+    stride = network.patch_embed.proj.stride[0]
     rows = []
     for number, stage in enumerate(getattr(network, "layers", [network]), start=1):
         blocks = list(stage.blocks)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -43,7 +44,7 @@ class OperatingPoint:
         """Such as ``threshold 0.05``."""
         return self.kind if self.value is None else f"{self.kind} {self.value:g}"
 
-    def changes(self) -> dict[str, object]:
+    def changes(self) -> dict[str, Any]:
         """
         Fields of :class:`~spt_d2.layers.select_pack_attention.SelectPackOptions` that change.
 
@@ -83,7 +84,7 @@ def operating_point(model: nn.Module, point: OperatingPoint) -> Iterator[None]:
         )
     before = [block.options for block in blocks]
     changes = point.changes()
-    changed = [dataclasses.replace(options, **changes) for options in before]  # type: ignore[arg-type]
+    changed = [dataclasses.replace(options, **changes) for options in before]
     try:
         for block, options in zip(blocks, changed):
             block.options = options

@@ -29,7 +29,7 @@ def draw_sweep(record: Mapping[str, Any], title: str = "") -> np.ndarray:
     figure = Figure(figsize=(5.2 * (len(tasks) + 1), 4.0), dpi=110, layout="constrained")
     axes = figure.subplots(1, len(tasks) + 1, squeeze=False)[0]
     for axis, task in zip(axes, tasks):
-        _draw(axis, points, lambda point: (point["accuracy"].get(task), None))  # noqa: B023  called at once
+        _draw(axis, points, lambda point, task=task: (point["accuracy"].get(task), None))
         axis.set_ylabel(f"{_TASKS.get(task, task)}, %", fontsize=9)
     _draw(axes[-1], points, _milliseconds)
     axes[-1].set_ylabel("backbone, ms per image (bars: quartiles)", fontsize=9)

@@ -90,15 +90,6 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Of the backbone without its pyramid, and of the whole model; frozen ones too."""
-    backbone = model.backbone
-    return {
-        "backbone": sum(p.numel() for p in getattr(backbone, "bottom_up", backbone).parameters()),  # type: ignore
-        "model": sum(p.numel() for p in model.parameters()),
-    }
-
-
 @torch.no_grad()
 def forward_milliseconds(model: nn.Module, loader: Any, images: int = 20, warmup: int = 3) -> float | None:
     """

@@ -25,8 +25,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 
+from spt_d2.analysis.model_report import parameter_counts
 from spt_d2.compare.job import BUSY, Job
-from spt_d2.compare.recorder import ProgressFile, RunRecord, count_parameters, forward_milliseconds
+from spt_d2.compare.recorder import ProgressFile, RunRecord, forward_milliseconds
 from spt_d2.engine.initial import initial_weights, load_agreeing
 from spt_d2.engine.setup import load_config
 from spt_d2.engine.trainer import Trainer
@@ -90,7 +91,7 @@ def perform(job: Job) -> dict[str, Any]:
         "machine": {**machine(cfg.MODEL.DEVICE), "concurrent_runs": job.concurrent},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "iterations": trainer.max_iter,
-        "parameters": count_parameters(trainer.model),
+        "parameters": parameter_counts(trainer.model),
         "seconds_per_iteration": statistics.median(record.seconds),
         "forward_ms": forward_milliseconds(trainer.model, Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])),
         "peak_memory_mb": record.memory,

@@ -1,7 +1,7 @@
 """Dataset mappers, drawing of selection labels, VOC, data sets of one's own."""
 
 try:
-    import detectron2  # noqa: F401
+    import detectron2  # noqa: F401  asked for its ImportError alone
 except ImportError as error:
     raise ImportError(
         "spt_d2.data needs detectron2, which is not on the package index under its own name.\n"

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 # Takes items, how many there are, and what is done with them; returns the items.
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]

@@ -1,7 +1,7 @@
 """Backbones, FPN and meta-architectures, registered with Detectron2."""
 
 try:
-    import detectron2  # noqa: F401
+    import detectron2  # noqa: F401  asked for its ImportError alone
 except ImportError as error:
     raise ImportError(
         "spt_d2.modeling needs detectron2, which is not on the package index under its own name.\n"

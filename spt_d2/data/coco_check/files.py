@@ -56,7 +56,7 @@ def read_header(path: str, decode: bool = False) -> Header:
             mode, (w, h) = image.mode, image.size
             try:
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            except Exception:  # as Detectron2 does: then the image is taken for upright
+            except Exception:  # Detectron2 catches as much, and takes the image for upright
                 orientation = 1
         size = (w, h) if orientation in _SIDEWAYS else (h, w)
         if decode:
