@@ -18,9 +18,10 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
+from spt_d2.data.label_drawing import draw_labels
 from spt_d2.data.object_sizes import annotation_area
 from spt_d2.data.rasterize import Runs, polygon_arrays, polygon_runs
-from spt_d2.data.regions import Regions, draw_labels, read_regions
+from spt_d2.data.regions import Regions, read_regions
 from spt_d2.ops.labels import box_labels
 
 _UNCHANGED = T.TransformList([])

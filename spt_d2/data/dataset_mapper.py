@@ -9,8 +9,9 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 from spt_d2.data.augmentation import build_crop
+from spt_d2.data.label_drawing import draw_labels
 from spt_d2.data.object_sizes import sized_objects
-from spt_d2.data.regions import adopt_moved, draw_labels, read_regions
+from spt_d2.data.regions import adopt_moved, read_regions
 from spt_d2.ops.labels import LABEL_SOURCES
 
 
