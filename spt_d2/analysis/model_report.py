@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from spt_d2.analysis.macs import BackboneMacs, Macs, image_macs
+from spt_d2.analysis.hierarchy_macs import BackboneMacs, image_macs
+from spt_d2.analysis.macs import Macs
 from spt_d2.layers.block import SelectPackBlock
 from spt_d2.ops.selection import split_selections
 

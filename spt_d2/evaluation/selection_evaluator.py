@@ -15,7 +15,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from spt_d2.analysis.macs import Macs, image_macs, nominal_macs
+from spt_d2.analysis.hierarchy_macs import image_macs, nominal_macs
+from spt_d2.analysis.macs import Macs
 from spt_d2.ops.labels import box_labels
 from spt_d2.ops.losses import IGNORE, selection_counts
 from spt_d2.ops.selection import ImageBlockSelection, ImageSelection

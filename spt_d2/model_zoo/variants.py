@@ -9,7 +9,8 @@ import torch
 from detectron2.modeling import build_model
 
 from spt_d2 import get_config
-from spt_d2.analysis.macs import Macs, nominal_macs
+from spt_d2.analysis.hierarchy_macs import nominal_macs
+from spt_d2.analysis.macs import Macs
 from spt_d2.analysis.model_report import bottom_up, parameter_counts
 
 # The paper's: height and width in pixels, and the shares kept in stages 3 and 4 (Sec. 4.2, Table 6).
