@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spt_d2.engine.ema import EMAHook
 from spt_d2.vit_weights import fit_vit
 from spt_d2.weights import fit_to_model, read_weights
-from spt_d2.weights.files import UNSAFE
+from spt_d2.weights.files import unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,7 @@ class SelectionCheckpointer(DetectionCheckpointer):
             loaded = super()._load_file(filename)
         except pickle.UnpicklingError as error:
             cure = "tools/convert_swin_weights.py --trust writes one without them"
-            why = str(error).partition("\n")[0]
-            raise ValueError(UNSAFE.format(who="A checkpoint", path=filename, why=why, cure=cure)) from error
+            raise unreadable("A checkpoint", filename, error, cure) from error
         if isinstance(loaded["model"].get("state_dict"), Mapping):
             # As MMDetection and timm save a run.
             loaded["model"] = loaded["model"]["state_dict"]
@@ -107,7 +106,8 @@ class SelectionCheckpointer(DetectionCheckpointer):
             prefix = next(name for name in vit if name.endswith("patch_embed.proj.weight"))
             prefix = prefix.removesuffix("patch_embed.proj.weight")
             new = [name for name in wanted if name.startswith(prefix) and name not in vit]
-            logger.info("Weights of a plain ViT: %d entries of the backbone copied, %d new.", len(vit), len(new))
+            copied = sum(name.startswith(prefix) for name in vit)
+            logger.info("Weights of a plain ViT: %d entries of the backbone copied, %d new.", copied, len(new))
             return new
         checkpoint["model"], report = fit_to_model(checkpoint["model"], wanted)
         if report is None:

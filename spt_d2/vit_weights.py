@@ -14,8 +14,8 @@ here                          timm, MAE, DeiT, Detectron2's ``ViT``             
 ``norm``                      the same (ViTDet's have none)                     ``encoder.ln``
 ============================  ================================================  ========================================
 
-Gates, and a light FFN, have no counterpart and keep their start. Class tokens, heads and decoders are dropped.
-``MODEL.WEIGHTS`` takes such a file as it is.
+Gates, and a light FFN, have no counterpart elsewhere and keep their start. Class tokens, heads and decoders are
+dropped. ``MODEL.WEIGHTS`` takes such a file as it is.
 """
 
 import re
@@ -48,6 +48,10 @@ _KNOWN = re.compile(
     r"^(pos_embed|patch_embed\.proj\.(weight|bias)|norm\.(weight|bias)"
     r"|blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias))$"
 )
+# What only this project's blocks have: a checkpoint of another detector here, or for another image size.
+_OWN = re.compile(r"^blocks\.\d+\.(gate\.proj|light|pos_conv)\.(weight|bias)$")
+# Without these a ViT is not the one that was trained. Biases may be missing, and the last norm, which ViTDet's lack.
+_NEEDED = re.compile(r"^(pos_embed|patch_embed\.proj\.weight|blocks\.\d+\.(norm1|norm2|attn|mlp)\..*weight)$")
 
 
 def vit_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +63,8 @@ def vit_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ``state_dict``; prefixes such as ``module.`` or ``backbone.net.`` are found by the patch embedding.
 
     Returns:
-        a state dict of :class:`~spt_d2.modeling.ViT` without gates; position embeddings without the class token's row.
+        a state dict of :class:`~spt_d2.modeling.ViT`, with gates where it is this project's own; position embeddings
+        without the class token's row.
 
     Raises:
         ValueError: no ViT, or one with parameters that have no place here (layer scale, relative positions, register
@@ -77,7 +82,7 @@ def vit_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = full_name.removeprefix(prefix)
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)
-        if _KNOWN.match(name):
+        if _KNOWN.match(name) or _OWN.match(name):
             translated[name] = torch.as_tensor(value)
         elif not _DROPPED.match(name):
             unknown.append(full_name)
@@ -112,12 +117,19 @@ def vit_checkpoint(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
     if "pos_embed" in translated:
         side = round(wanted[places[0]].shape[1] ** 0.5)
         translated["pos_embed"] = resize_positions(translated["pos_embed"], (side, side)).flatten(1, 2)
-    named = {prefix + name: value for name, value in translated.items()}
+    named = {
+        prefix + name: value for name, value in translated.items() if prefix + name in wanted or not _OWN.match(name)
+    }
     misfits = [
         f"  {name}: {tuple(value.shape)} in the checkpoint, "
         + (f"{tuple(wanted[name].shape)} here" if name in wanted else "none here")
         for name, value in named.items()
         if name not in wanted or wanted[name].shape != value.shape
+    ]
+    misfits += [
+        f"  {name}: none in the checkpoint, {tuple(value.shape)} here"
+        for name, value in wanted.items()
+        if name.startswith(prefix) and _NEEDED.match(name.removeprefix(prefix)) and name not in named
     ]
     if misfits:
         raise ValueError(
@@ -133,6 +145,7 @@ def fit_vit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
 
     Returns:
         what to load, or None: the model has no ViT, or the weights have none, or have the model's own names and shapes.
+        Where only the positions are of another grid, the other parts of the detector are handed on as they are.
 
     Raises:
         ValueError: as :func:`vit_checkpoint`.
@@ -145,7 +158,11 @@ def fit_vit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
         return None
     if not any(name == patch or name.endswith(f".{patch}") for name in weights for patch in _PATCHES):
         return None
-    return vit_checkpoint(weights, wanted)
+    fitted = vit_checkpoint(weights, wanted)
+    prefix = places[0].removesuffix("pos_embed")
+    if places[0] in own:
+        fitted.update({name: value for name, value in own.items() if not name.startswith(prefix)})
+    return fitted
 
 
 def _prefix(weights: Mapping[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests import reference
 from tests.conftest import ROOT, load_program
+from tests.modeling.nano import VIT_SIZES, nano_cfg
 from tests.weights.sources import EMBED_DIM, MLP_RATIO, NUM_HEADS, source
 
 from detectron2.checkpoint import DetectionCheckpointer  # isort: skip
@@ -18,7 +19,7 @@ from detectron2.modeling import build_model  # isort: skip
 
 from spt_d2.checkpoint import SelectionCheckpointer  # isort: skip
 from spt_d2.engine.setup import load_config  # isort: skip
-from spt_d2.modeling import SPT, Swin  # isort: skip
+from spt_d2.modeling import SPT, Swin, ViT  # isort: skip
 from spt_d2.weights import fit_to_model, read_weights  # isort: skip
 
 TOOL = ROOT / "tools" / "convert_swin_weights.py"
@@ -87,7 +88,7 @@ def test_overrides_of_the_config_count_and_what_changes_the_function_is_marked(
 
 def test_a_variant_is_a_backbone_alone_that_keeps_its_tables(tool, tmp_path: Path):
     with torch.device("meta"):
-        names = tool.VARIANTS["swin_t"][0]().state_dict()
+        names = Swin().state_dict()
     # One element of storage each: the file is small.
     weights = {name: torch.full((1,), 0.5).expand(value.shape) for name, value in names.items() if "norm" != name[:4]}
     torch.save({"model": {**weights, "head.weight": torch.zeros(2, 768)}}, tmp_path / "swin_tiny.pth")
@@ -179,3 +180,20 @@ def test_the_table_in_the_docs_is_what_is_printed(tool):
     _, report = fit_to_model(swin_tiny(), wanted)
     page = (ROOT / "docs" / "weights.md").read_text()
     assert f"```\n{report.table()}\n```" in page
+
+
+def test_a_plain_vit_of_a_whole_training_run_is_converted_on_trust(tool, tmp_path: Path):
+    """As the hint of a refused checkpoint says."""
+    cfg = nano_cfg("build_vit_fpn_backbone")
+    path, target = tmp_path / "run.pth", tmp_path / "vit.pth"
+    config = tmp_path / "config.yaml"
+    config.write_text(cfg.dump())
+    theirs = ViT(**{**VIT_SIZES, "spa_blocks": ()}).state_dict()
+    torch.save({"model": theirs, "args": argparse.Namespace(epochs=300)}, path)
+    model = build_model(cfg)
+    with pytest.raises(ValueError, match="HINT: tools/convert_swin_weights.py --trust"):
+        SelectionCheckpointer(model).load(str(path))
+    tool.main([str(path), str(target), "--config-file", str(config), "--trust"])
+    SelectionCheckpointer(model).load(str(target))
+    for name, value in theirs.items():
+        assert torch.equal(model.state_dict()[f"backbone.net.{name}"], value)

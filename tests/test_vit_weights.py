@@ -99,6 +99,30 @@ def test_a_detector_starts_from_them_through_model_weights(img_size, tmp_path):
     assert torch.equal(model.backbone.bottom_up.pos_embed, expected)
 
 
+def test_a_detector_for_another_image_size_keeps_its_gates_its_pyramid_and_its_heads(tmp_path):
+    small = nano_cfg("build_vit_fpn_backbone")
+    large = small.clone()
+    large.MODEL.VIT.PRETRAIN_IMAGE_SIZE = 96
+    model, again = build_model(small), build_model(large)
+    reference.randomise_(model)
+    torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
+    SelectionCheckpointer(again).load(str(tmp_path / "own.pth"))
+    theirs = model.state_dict()
+    for name, value in again.state_dict().items():
+        if name.endswith("pos_embed"):
+            torch.testing.assert_close(value, resize_positions(theirs[name], (6, 6)).flatten(1, 2))
+        else:
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_gates_go_with_a_backbone_under_another_name_and_are_left_out_where_there_are_none():
+    selecting = ViT(**VIT_SIZES)
+    weights = {f"backbone.{name}": value for name, value in selecting.state_dict().items()}
+    wanted = {f"backbone.net.{name}": value for name, value in selecting.state_dict().items()}
+    assert set(vit_checkpoint(weights, wanted)) == set(wanted)
+    assert set(vit_checkpoint(weights, dense().state_dict())) == set(dense().state_dict())
+
+
 def test_a_detectors_own_checkpoint_is_taken_unchanged(tmp_path):
     model, again = (build_model(nano_cfg("build_vit_fpn_backbone")) for _ in range(2))
     torch.save({"model": {f"module.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "own.pth")
@@ -132,6 +156,7 @@ def test_no_vit_is_an_error():
     [
         ({"embed_dim": 32}, r"patch_embed.proj.weight: \(32, 3, 16, 16\) in the checkpoint, \(16, 3, 16, 16\) here"),
         ({"depth": 4}, r"blocks.3.norm1.weight: \(16,\) in the checkpoint, none here"),
+        ({"depth": 2}, r"blocks.2.norm1.weight: none in the checkpoint, \(16,\) here"),
     ],
 )
 def test_weights_of_another_size_are_an_error_that_names_both(values, message):

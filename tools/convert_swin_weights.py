@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Convert pretrained Swin weights to the names and blocks of a model here, and say what became of every entry.
+Convert pretrained weights of Swin, or of a plain ViT, to the names of a model here, and say what became of them.
 
     python tools/convert_swin_weights.py swin_tiny_patch4_window7_224.pth spt_t.pth --variant spt_t
     python tools/convert_swin_weights.py model.safetensors spt_t.pth --config-file FILE.yaml MODEL.SPT.POSITION rope
@@ -21,28 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
-from detectron2.modeling import build_model
 from torch import Tensor
 
-from spt_d2.engine.setup import load_config
+from spt_d2.engine.model_config import open_config
+from spt_d2.model_zoo.variants import SIZES, VARIANTS
 from spt_d2.modeling import SPT, Swin
+from spt_d2.vit_weights import fit_vit
 from spt_d2.weights import fit_to_model, read_weights, write_weights
-
-# Channels, blocks and heads per stage.
-_T, _B = (96, (3, 6, 12, 24)), (128, (4, 8, 16, 32))
-VARIANTS = {
-    "spt_t": (SPT, _T, (2, 2, 10, 2)),
-    "spt_t12": (SPT, _T, (2, 2, 6, 2)),
-    "spt_s": (SPT, _T, (2, 2, 22, 2)),
-    "spt_b": (SPT, _B, (2, 2, 22, 2)),
-    "swin_t": (Swin, _T, (2, 2, 6, 2)),
-    "swin_s": (Swin, _T, (2, 2, 18, 2)),
-    "swin_b": (Swin, _B, (2, 2, 18, 2)),
-    "swin_t16": (Swin, _T, (2, 2, 10, 2)),
-    "swin_s28": (Swin, _T, (2, 2, 22, 2)),
-    "swin_b28": (Swin, _B, (2, 2, 22, 2)),
-}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -74,15 +59,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def wanted_weights(args: argparse.Namespace) -> dict[str, Tensor]:
     """The state dict of the model that the weights are for."""
     if args.variant:
-        model, (channels, heads), depths = VARIANTS[args.variant]
-        sizes: dict[str, Any] = {"embed_dim": channels, "depths": depths, "num_heads": heads}
-        if model is SPT:
-            sizes["position"] = "relative_bias"
+        variant = VARIANTS[args.variant]
+        size = SIZES[variant.size]
+        sizes: dict[str, Any] = {"embed_dim": size.embed_dim, "depths": variant.depths, "num_heads": size.num_heads}
         with torch.device("meta"):
-            return model(**sizes).state_dict()
-    if args.config_file.endswith(".py"):
-        return instantiate(LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts).model).state_dict()
-    return build_model(load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])).state_dict()
+            backbone = SPT(position="relative_bias", **sizes) if variant.selects else Swin(**sizes)
+        return backbone.state_dict()
+    return open_config(args.config_file, args.opts).build_model("meta").state_dict()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,13 +73,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         weights, wanted = read_weights(args.source, trust=args.trust), wanted_weights(args)
-        fitted, report = fit_to_model(weights, wanted)
-    except (ValueError, ImportError) as error:
+        vit = fit_vit(weights, wanted)
+        fitted, report = fit_to_model(weights, wanted) if vit is None else (vit, None)
+    except (ValueError, ImportError, OSError) as error:
         sys.exit(f"convert_swin_weights.py: {error}")
     placed = {n: value for n, value in fitted.items() if n in wanted and value.shape == wanted[n].shape}
     if not placed:
         sys.exit(f"convert_swin_weights.py: {args.source} holds nothing that fits the model.")
-    if report is None:
+    if vit is not None:
+        print(f"{args.source} is that of a plain ViT, under other names or for another grid of positions.")
+    elif report is None:
         print(f"{args.source} fits the model as it is.")
     else:
         print(report.table())

@@ -53,7 +53,7 @@ def time_backbone(
     in reverse order, so that a machine that slows down slows all of them. The first rounds are not counted.
 
     Args:
-        model: a meta-architecture whose backbone is Swin, SPT or ViT, in evaluation mode.
+        model: a meta-architecture whose backbone, SPT or ViT, has Select and Pack blocks; in evaluation mode.
         points: to be compared.
         inputs: of the model; each is prepared and padded once, beforehand.
         rounds: that are counted, at least 1.

@@ -6,6 +6,7 @@ was. Times are taken last and of all points in one run: only then do they compar
 """
 
 import datetime
+import hashlib
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from spt_d2.analysis.latency import time_backbone
 from spt_d2.analysis.operating_point import OperatingPoint, operating_point
 from spt_d2.engine.model_config import ModelConfig
 from spt_d2.evaluation import selection_summary
+from spt_d2.layers.block import SelectPackBlock
 from spt_d2.provenance import code_commit, file_digest, machine
 from spt_d2.summary import read_summary, write_summary
 
@@ -58,7 +60,8 @@ def sweep(
     Args:
         config: of the model.
         points: as :func:`operating_points` lists them.
-        output_dir: for ``sweep.json``; points found there, of the same model and data, are not evaluated again.
+        output_dir: for ``sweep.json``; points found there, of the same config with its overrides, weights and data,
+            are not evaluated again.
         config_name: how the file is to name the config.
         dataset: a registered name; evaluated whole.
         weights: checkpoint; the config's by default.
@@ -66,22 +69,30 @@ def sweep(
         rounds, warmup: see :func:`~spt_d2.analysis.latency.time_backbone`.
 
     Returns:
-        ``{"config", "weights", "weights_sha256", "dataset", "points", "timing"}``. Each point:
+        ``{"config", "config_sha256", "weights", "weights_sha256", "dataset", "points", "timing"}``. Each point:
         ``{"kind", "value", "keep_ratio", "by_stage", "accuracy", "results", "macs_g", "latency", "commit", "date"}``:
         keep ratios are fractions weighted by tokens; ``accuracy`` has AP or mAP by task, in percent; ``macs_g`` means
         over images in units of 10^9; ``latency`` the fields of :class:`~spt_d2.analysis.latency.Latency`.
 
     Raises:
-        ValueError: the file in ``output_dir`` is of another model or data set; a point out of range; no weights.
+        ValueError: the file in ``output_dir`` is of another model or data set; a point out of range; ``SELECT oracle``;
+            no weights.
     """
     weights = config.weights if weights is None else weights
     model = config.load_model(weights)
     # All of them first: a wrong one is to fail now, not after hours.
     for point in points:
         with operating_point(model, point):
-            pass
+            _expect_no_oracle(model, point)
     path = os.path.join(output_dir, "sweep.json")
-    head = {"config": config_name, "weights": weights, "weights_sha256": file_digest(weights), "dataset": dataset}
+    digest = hashlib.sha256(config.text().encode()).hexdigest()
+    head = {
+        "config": config_name,
+        "config_sha256": digest,
+        "weights": weights,
+        "weights_sha256": file_digest(weights),
+        "dataset": dataset,
+    }
     record = _begin(path, head)
     os.makedirs(output_dir, exist_ok=True)
     done = {(found["kind"], found["value"]): found for found in record["points"]}
@@ -107,6 +118,14 @@ def sweep(
         record["timing"] = settings
         write_summary(path, record)
     return {**record, "points": wanted}
+
+
+def _expect_no_oracle(model: nn.Module, point: OperatingPoint) -> None:
+    if any(isinstance(module, SelectPackBlock) and module.options.select == "oracle" for module in model.modules()):
+        raise ValueError(
+            f"sweep(points=) expects a model that selects without labels. Got SELECT oracle at {point.name}: a "
+            "backbone alone, which is timed, has none.\nHINT: MODEL.SPT.SELECT gate."
+        )
 
 
 def _begin(path: str, head: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,10 @@ class ModelConfig(ABC):
     weights: str
     datasets: list[str]
     output_dir: str
+
+    @abstractmethod
+    def text(self) -> str:
+        """The config as resolved, but for where files lie and how they are read: what figures depend on."""
 
     @abstractmethod
     def build_model(self, device: str | None = None) -> nn.Module:
@@ -108,6 +113,10 @@ class YamlModelConfig(ModelConfig):
         self.device, self.weights = self.cfg.MODEL.DEVICE, self.cfg.MODEL.WEIGHTS
         self.datasets, self.output_dir = list(self.cfg.DATASETS.TEST), self.cfg.OUTPUT_DIR
 
+    def text(self) -> str:
+        """See :meth:`ModelConfig.text`."""
+        return self._changed("OUTPUT_DIR", "", "MODEL.WEIGHTS", "", "DATALOADER.NUM_WORKERS", 0).dump()
+
     def _changed(self, *values: object) -> CfgNode:
         cfg = self.cfg.clone()
         cfg.defrost()
@@ -147,6 +156,13 @@ class LazyModelConfig(ModelConfig):
         self.datasets = [names] if isinstance(names, str) else list(names)
         self.output_dir = self.cfg.train.output_dir
 
+    def text(self) -> str:
+        """See :meth:`ModelConfig.text`."""
+        cfg = copy.deepcopy(self.cfg)
+        for key in ("train.output_dir", "train.init_checkpoint", "dataloader.test.num_workers"):
+            OmegaConf.update(cfg, key, None)
+        return json.dumps(OmegaConf.to_container(cfg, resolve=False), default=_name_of)
+
     def _on(self, dataset: str) -> DictConfig:
         cfg = copy.deepcopy(self.cfg)
         cfg.dataloader.test.dataset.names = dataset
@@ -170,6 +186,11 @@ class LazyModelConfig(ModelConfig):
 
     def _inputs(self, dataset: str) -> Sequence[dict]:
         return instantiate(self._on(dataset).dataloader.test).dataset
+
+
+def _name_of(target: object) -> str:
+    """Of a class or function in a LazyConfig; others as they print."""
+    return f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
 
 
 def _made_on(device: str) -> contextlib.AbstractContextManager:

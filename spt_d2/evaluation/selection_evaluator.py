@@ -86,7 +86,7 @@ class SelectionEvaluator(DatasetEvaluator):
     ((n,), pixels^2 of the original annotation), as those of :class:`~spt_d2.data.SelectionDatasetMapper` do.
 
     Args:
-        backbone: whose multiply-adds are counted (Swin, SPT, or an FPN over one of them); None leaves them out.
+        backbone: whose multiply-adds are counted (Swin, SPT, ViT, or a pyramid over one of them); None leaves them out.
         distributed: whether to gather from all processes; False evaluates what this process saw.
         output_dir: where to write ``selection_results.json`` with the results and a row per image; None writes nothing.
 

@@ -42,18 +42,42 @@ def read_weights(path: str | os.PathLike[str], trust: bool = False) -> dict[str,
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        why = str(error).partition("\n")[0]
-        raise ValueError(UNSAFE.format(who="read_weights(path=)", path=path, why=why, cure=cure)) from error
+        raise unreadable("read_weights(path=)", path, error, cure) from error
     return unwrap_weights(loaded)
 
 
-def unwrap_weights(loaded: Mapping[str, Any]) -> dict[str, Tensor]:
+def unreadable(who: str, path: str, error: pickle.UnpicklingError, cure: str) -> ValueError:
+    """
+    What to say of a file that torch did not read: more than tensors in it, or nothing that torch wrote.
+
+    Args:
+        who: the call and its argument.
+        path: of the file.
+        error: torch's.
+        cure: for a file with more than tensors.
+    """
+    with open(path, "rb") as file:
+        start = file.read(16)
+    # An archive, or a pickle as torch wrote before; a page that says "not found" is neither.
+    if not start.startswith((b"PK", b"\x80")):
+        return ValueError(f"{who} expects a file that torch wrote. Got {path}, which begins with {start!r}.")
+    lines = str(error).splitlines() or [""]
+    why = next((line.strip() for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0])
+    return ValueError(UNSAFE.format(who=who, path=path, why=why, cure=cure))
+
+
+def unwrap_weights(loaded: Any) -> dict[str, Tensor]:
     """
     The state dict in what a file holds: itself, or below ``model`` or ``state_dict``.
 
     Raises:
-        ValueError: values that are no tensors.
+        ValueError: no mapping, or values that are no tensors.
     """
+    if not isinstance(loaded, Mapping):
+        raise ValueError(
+            "unwrap_weights(loaded=) expects a state dict, or one below 'model' or 'state_dict'. "
+            f"Got {type(loaded).__name__}."
+        )
     for key in ("model", "state_dict"):
         if isinstance(loaded.get(key), Mapping):
             return unwrap_weights(loaded[key])

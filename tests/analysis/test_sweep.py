@@ -12,6 +12,7 @@ from spt_d2.analysis import sweep as sweep_module
 from spt_d2.analysis.operating_point import OperatingPoint
 from spt_d2.analysis.sweep import operating_points, sweep
 from spt_d2.analysis.sweep_figure import draw_sweep
+from spt_d2.engine.model_config import open_config
 from tests.conftest import ROOT, load_program
 
 POINTS = operating_points([0.2, 0.01], [0.3, 1.0], [2])
@@ -97,6 +98,26 @@ def test_an_interrupted_sweep_goes_on_where_it_was(whole, tiny, tiny_weights, tm
 def test_a_sweep_of_something_else_in_the_folder_is_an_error(whole, tiny, tiny_weights):
     with pytest.raises(ValueError, match="same model and data(.|\n)*dataset: tiny_val in the file, tiny_train asked"):
         sweep(tiny, POINTS, str(whole[0]), weights=tiny_weights, **{**SETTINGS, "dataset": "tiny_train"})
+
+
+def test_the_same_config_with_another_override_is_something_else(whole, tiny_config, tiny_lazy_config, tiny_weights):
+    shared = open_config(str(tiny_config), ["DATALOADER.NUM_WORKERS", "0", "MODEL.SPT.SEGMENT", "shared"])
+    with pytest.raises(ValueError, match="same model and data(.|\n)*config_sha256: "):
+        sweep(shared, POINTS, str(whole[0]), weights=tiny_weights, **SETTINGS)
+    for path, changed, elsewhere in (
+        (tiny_config, ["INPUT.MIN_SIZE_TEST", "96"], ["OUTPUT_DIR", "elsewhere"]),
+        (tiny_lazy_config, ["model.backbone.bottom_up.segment=shared"], ["train.output_dir=elsewhere"]),
+    ):
+        text = open_config(str(path)).text()
+        assert text != open_config(str(path), changed).text() and text == open_config(str(path), elsewhere).text()
+        assert " at 0x" not in text
+
+
+def test_an_oracle_fails_before_anything_is_evaluated(tiny_config, tiny_weights, tmp_path, monkeypatch):
+    oracle = open_config(str(tiny_config), ["MODEL.SPT.SELECT", "oracle", "MODEL.SPT.SUPERVISE", "False"])
+    monkeypatch.setattr(oracle, "evaluate", None)
+    with pytest.raises(ValueError, match="selects without labels. Got SELECT oracle at configured"):
+        sweep(oracle, POINTS, str(tmp_path), weights=tiny_weights, **SETTINGS)
 
 
 def test_a_point_out_of_range_fails_before_anything_is_evaluated(tiny, tiny_weights, tmp_path, monkeypatch):

@@ -100,6 +100,13 @@ def test_under_autocast_the_loss_is_float32():
     assert loss.dtype == torch.float32 and torch.equal(loss, multi_label_loss(logits, labels, ignored))
 
 
+def test_of_logits_in_half_precision_the_loss_is_float32():
+    logits, labels, ignored = random_classes()
+    half = logits.bfloat16()
+    loss = multi_label_loss(half, labels, ignored)
+    assert loss.dtype == torch.float32 and torch.equal(loss, multi_label_loss(half.float(), labels, ignored))
+
+
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"features.shape: \(2, 3, 4, 5\)\n  valid.shape   : \(2, 4, 4\)"):
         pool_valid_tokens(torch.zeros(2, 3, 4, 5), torch.ones(2, 4, 4, dtype=torch.bool))

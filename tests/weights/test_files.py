@@ -54,6 +54,21 @@ def test_files_with_other_objects_are_read_on_trust_only(tmp_path: Path):
     assert same(read_weights(path, trust=True), written)
 
 
+def test_what_torch_did_not_write_is_not_asked_to_be_trusted(tmp_path: Path):
+    path = tmp_path / "missing.pth"
+    path.write_bytes(b"<!DOCTYPE html><title>404</title>")
+    with pytest.raises(ValueError, match="a file that torch wrote. Got .*which begins with b'<!DOC") as found:
+        read_weights(path)
+    assert "trust" not in str(found.value)
+
+
+def test_a_file_without_a_state_dict_names_what_it_holds(tmp_path: Path):
+    path = tmp_path / "list.pth"
+    torch.save([torch.zeros(2)], path)
+    with pytest.raises(ValueError, match="expects a state dict(.|\n)*Got list"):
+        read_weights(path)
+
+
 def test_pickles_of_the_model_zoo_are_read_on_trust_only(tmp_path: Path):
     path = tmp_path / "zoo.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": np.arange(3.0)}, "__author__": "someone"}))

@@ -150,7 +150,8 @@ def warn_unsupervised(backbone: str) -> None:
     """Warn once in the life of the process that a kind of backbone trains its gates by the task alone."""
     logger.warning(
         "The %s backbone is trained through its plain forward(): no selection loss supervises its gates.\n"
-        "HINT: MODEL.META_ARCHITECTURE SelectionGeneralizedRCNN (or SelectionRetinaNet, SelectionPanopticFPN) adds it.",
+        "HINT: MODEL.META_ARCHITECTURE SelectionGeneralizedRCNN (or SelectionRetinaNet, SelectionPanopticFPN, "
+        "SelectionMultiLabelClassifier) adds it.",
         backbone,
     )
 
