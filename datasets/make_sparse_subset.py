@@ -18,7 +18,7 @@ import sys
 
 from spt_d2.data.coco_json import read_coco, write_json
 from spt_d2.data.progress import terminal_progress
-from spt_d2.data.sparse_subset import RATIOS, SubsetReport, sparse_subset
+from spt_d2.data.sparse_subset import RATIOS, SPARSE_RATIO, SubsetReport, sparse_subset
 from spt_d2.ops.labels import LABEL_SOURCES
 
 
@@ -27,7 +27,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", metavar="INPUT.json")
     parser.add_argument("output", metavar="OUTPUT.json")
-    parser.add_argument("--max-ratio", type=float, default=0.25, metavar="R", help="kept is what is below (0.25)")
+    parser.add_argument(
+        "--max-ratio", type=float, default=SPARSE_RATIO, metavar="R", help=f"kept is what is below ({SPARSE_RATIO})"
+    )
     parser.add_argument(
         "--ratio", choices=RATIOS, default="union", help="pixels under any object (default), or objects' pixels summed"
     )
@@ -63,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{args.output}: images whose objects cover less than {args.max_ratio:.0%} ({args.ratio} by {args.source})")
+    bound = f"{100 * args.max_ratio:g} % ({args.ratio} by {args.source})"
+    print(f"{args.output}: images whose objects cover less than {bound}")
     print_report(report)
     return 0
 

@@ -15,8 +15,8 @@ from spt_d2.ops.windows import ORDERS
 
 def add_spt_config(cfg: CfgNode) -> None:
     """
-    Add ``MODEL.SWIN``, ``MODEL.SPT``, ``MODEL.VIT``, ``MODEL.MULTI_LABEL``, ``INPUT.SPT``, ``DATASETS.CUSTOM``, and
-    keys of the solver and evaluation.
+    Add ``MODEL.SWIN``, ``MODEL.SPT``, ``MODEL.VIT``, ``MODEL.MULTI_LABEL``, ``MODEL.EMA``, ``INPUT.SPT``,
+    ``DATASETS.CUSTOM``, and keys of ``INPUT.CROP`` and ``SOLVER``.
 
     Defaults are what experiments recommend; the paper's value is named where it differs.
 
@@ -261,7 +261,7 @@ def validate_spt_config(cfg: CfgNode) -> None:
     expect(spt.LOG_PERIOD >= 1, "MODEL.SPT.LOG_PERIOD", "at least 1 iteration", spt.LOG_PERIOD)
     source = cfg.INPUT.SPT.LABEL_SOURCE
     expect(source in LABEL_SOURCES, "INPUT.SPT.LABEL_SOURCE", f"one of {LABEL_SOURCES}", source)
-    check_vit(cfg.MODEL.VIT, cfg.MODEL.BACKBONE.NAME, expect)
+    check_vit(cfg, expect)
     needed = _label_strides(cfg) if known else []
     covered = set(needed) <= set(cfg.INPUT.SPT.STRIDES)
     expect(covered, "INPUT.SPT.STRIDES", f"the strides {needed} of the gated stages", list(cfg.INPUT.SPT.STRIDES))

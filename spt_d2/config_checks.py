@@ -7,6 +7,8 @@ from detectron2.config import CfgNode
 # Takes whether all is well, the key, what it expects, and what it got.
 Expect = Callable[[bool, str, str, object], None]
 
+_FOURS = "heads of a multiple of 4 channels under POSITION 'rope'"
+
 
 def check_packing(node: CfgNode, expect: Expect) -> None:
     """Combinations of ``MODEL.SPT`` that no block can have; each value by itself may be good."""
@@ -22,12 +24,6 @@ def check_packing(node: CfgNode, expect: Expect) -> None:
     if node.GATING == "centred":
         above = "a probability above 0 under GATING 'centred'"
         expect(node.THRESHOLD != 0, "MODEL.SPT.THRESHOLD", above, node.THRESHOLD)
-    if node.POSITION == "rope":
-        # Two coordinates, each of which turns pairs of channels.
-        stages = [stage for stage in node.SPA_STAGES if 1 <= stage <= len(node.NUM_HEADS)]
-        dims = [node.EMBED_DIM * 2 ** (stage - 1) // max(node.NUM_HEADS[stage - 1], 1) for stage in stages]
-        fours = all(dim % 4 == 0 for dim in dims)
-        expect(fours, "MODEL.SPT.NUM_HEADS", "heads of a multiple of 4 channels under POSITION 'rope'", node.NUM_HEADS)
 
 
 def check_hierarchy(cfg: CfgNode, name: str, expect: Expect) -> None:
@@ -45,6 +41,11 @@ def check_hierarchy(cfg: CfgNode, name: str, expect: Expect) -> None:
     known = [f"res{i + 2}" for i in range(len(node.DEPTHS))]
     some = bool(node.OUT_FEATURES) and set(node.OUT_FEATURES) <= set(known)
     expect(some, f"{key}.OUT_FEATURES", f"some of {known}", node.OUT_FEATURES)
+    if name == "SPT" and node.POSITION == "rope" and "vit" not in cfg.MODEL.BACKBONE.NAME:
+        # Two coordinates, each of which turns pairs of channels.
+        stages = [stage for stage in node.SPA_STAGES if 1 <= stage <= len(node.NUM_HEADS)]
+        fours = all(widths[stage - 1] // max(node.NUM_HEADS[stage - 1], 1) % 4 == 0 for stage in stages)
+        expect(fours, f"{key}.NUM_HEADS", _FOURS, node.NUM_HEADS)
     read = cfg.MODEL.FPN.IN_FEATURES
     # A file that names a backbone only, to stand on, has no FPN yet.
     if some and read and f"{name.lower()}_fpn" in cfg.MODEL.BACKBONE.NAME:
@@ -53,8 +54,9 @@ def check_hierarchy(cfg: CfgNode, name: str, expect: Expect) -> None:
         expect(same, f"{key}.OUT_FEATURES", f"the maps {read} that MODEL.FPN.IN_FEATURES reads", node.OUT_FEATURES)
 
 
-def check_vit(node: CfgNode, backbone: str, expect: Expect) -> None:
-    """Sizes of ``MODEL.VIT``; ``backbone`` is the builder's name."""
+def check_vit(cfg: CfgNode, expect: Expect) -> None:
+    """Sizes of ``MODEL.VIT``."""
+    node, backbone = cfg.MODEL.VIT, cfg.MODEL.BACKBONE.NAME
     patch, heads = node.PATCH_SIZE, node.NUM_HEADS
     good = patch == 16 if "vit_fpn" in backbone else patch > 1 and patch & (patch - 1) == 0
     expect(good, "MODEL.VIT.PATCH_SIZE", "a power of two above 1; 16 for a pyramid", patch)
@@ -65,6 +67,8 @@ def check_vit(node: CfgNode, backbone: str, expect: Expect) -> None:
     inside = distinct and all(0 <= block < node.DEPTH for block in node.SPA_BLOCKS)
     # The default is that of 12 blocks, and of no concern to another backbone.
     if "vit" in backbone:
+        turned = cfg.MODEL.SPT.POSITION == "rope" and bool(node.SPA_BLOCKS)
+        expect(not turned or node.EMBED_DIM // max(heads, 1) % 4 == 0, "MODEL.VIT.NUM_HEADS", _FOURS, heads)
         expect(inside, "MODEL.VIT.SPA_BLOCKS", f"distinct numbers of 0 to {node.DEPTH - 1}", list(node.SPA_BLOCKS))
     size = node.PRETRAIN_IMAGE_SIZE
     whole = size > 0 and patch > 0 and size % patch == 0

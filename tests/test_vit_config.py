@@ -140,6 +140,18 @@ def test_values_that_cannot_be_are_named(key, value, message):
         validate_spt_config(cfg)
 
 
+def test_heads_turn_where_they_are():
+    """Under rope the heads of the backbone that is built count, and no others."""
+    cfg = nano_cfg("build_vit_fpn_backbone")
+    cfg.MODEL.SPT.POSITION = "rope"
+    cfg.MODEL.SPT.NUM_HEADS = [1, 2, 16, 32]
+    cfg.MODEL.VIT.EMBED_DIM, cfg.MODEL.VIT.NUM_HEADS = 24, 6
+    validate_spt_config(cfg)
+    cfg.MODEL.VIT.NUM_HEADS = 12
+    with pytest.raises(ValueError, match="MODEL.VIT.NUM_HEADS expects heads of a multiple of 4 channels"):
+        validate_spt_config(cfg)
+
+
 @pytest.mark.parametrize(
     "backbone, spt, strides, missing",
     [

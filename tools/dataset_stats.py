@@ -33,7 +33,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="PATH", help="write the figures for programs")
     parser.add_argument("--plot", metavar="FILE.png", help="draw ratios and densities")
     args = parser.parse_args(argv)
-    args.dataset = dict(find_json(text) for text in args.dataset)
+    named = [find_json(text) for text in args.dataset]
+    titles = [title for title, _ in named]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    if twice:
+        parser.error(
+            f"data sets expect titles of their own. Got {', '.join(twice)} more than once; write NAME=FILE.json"
+        )
+    args.dataset = dict(named)
     return args
 
 
@@ -60,15 +67,15 @@ def main(argv: list[str] | None = None) -> int:
             for source in args.source:
                 column = title if len(args.source) == 1 else f"{title} ({source})"
                 stats[column] = measure_dataset(content, source, progress=terminal_progress)
+        summaries = {title: stat.summary() for title, stat in stats.items()}
+        print(stats_table(summaries))
+        if args.json:
+            write_json(args.json, summaries, sources=tuple(args.dataset.values()))
+        if args.plot:
+            save_picture(args.plot, draw_stats(stats))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    summaries = {title: stat.summary() for title, stat in stats.items()}
-    print(stats_table(summaries))
-    if args.json:
-        write_json(args.json, summaries, sources=tuple(args.dataset.values()))
-    if args.plot:
-        save_picture(args.plot, draw_stats(stats))
     return 0
 
 

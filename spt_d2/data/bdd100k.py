@@ -57,7 +57,8 @@ class ConversionReport:
     Attributes:
         vintage: ``2020``, ``2018``, ``mixed``, or ``unknown`` where no category tells.
         frames: entries in the label file.
-        empty_frames: entries without a single box (``labels`` absent, null or empty, or lanes alone).
+        empty_frames: entries that give no annotation: ``labels`` absent, null or empty, or none of a known class with a
+            box.
         unlabelled_images: files of the image folder that have no entry.
         missing_images: entries whose file the image folder lacks.
         images: in the json.

@@ -1,9 +1,10 @@
 """Read and write json files in COCO's instance format."""
 
+import contextlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _LISTS = ("images", "annotations", "categories")
@@ -67,3 +68,18 @@ def annotations_by_image(content: Mapping[str, Any]) -> list[list[dict[str, Any]
 def is_object(annotation: Mapping[str, Any]) -> bool:
     """Whether an annotation is an object; crowds and ignore regions are none."""
     return not (annotation.get("iscrowd", 0) or annotation.get("ignore", 0) or annotation.get("ignored", 0))
+
+
+@contextlib.contextmanager
+def naming_image(image: Mapping[str, Any]) -> Iterator[None]:
+    """
+    Within: say which image an error is of.
+
+    Raises:
+        ValueError: in place of a ValueError, or of a KeyError for what a record lacks or a category that is not known.
+    """
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        what = f"lacks, or does not know, {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"Image {image.get('id')}: {what}\nHINT: tools/check_dataset.py finds all faults.") from error

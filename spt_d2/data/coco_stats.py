@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from spt_d2.data.coco_json import annotations_by_image, is_object
+from spt_d2.data.coco_json import annotations_by_image, is_object, naming_image
 from spt_d2.data.coverage import measure_coverage
 from spt_d2.data.object_sizes import annotation_area
 from spt_d2.data.progress import Progress, no_progress
@@ -122,7 +122,8 @@ def measure_dataset(
         progress: sees the images go by.
 
     Raises:
-        ValueError: what :func:`~spt_d2.data.coverage.measure_coverage` raises, with the image's id.
+        ValueError: what :func:`~spt_d2.data.coverage.measure_coverage` raises, an image without its size, a category
+            that is not known; with the image's id.
     """
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     classes = dict.fromkeys(names.values(), 0)
@@ -134,21 +135,19 @@ def measure_dataset(
     crowds = 0
     pairs = zip(images, annotations_by_image(content))
     for index, (image, annotations) in enumerate(progress(pairs, len(images), f"drawing ({source})")):
-        size = (image["height"], image["width"])
-        try:
+        with naming_image(image):
+            size = (image["height"], image["width"])
             coverage = measure_coverage(annotations, size, source, strides)
-        except ValueError as error:
-            raise ValueError(f"Image {image['id']}: {error}\nHINT: tools/check_dataset.py finds all faults.") from error
-        objects = [annotation for annotation in annotations if is_object(annotation)]
-        per_image[index] = len(objects)
-        crowds += len(annotations) - len(objects)
-        unions[index], sums[index] = coverage.union / coverage.pixels, coverage.total / coverage.pixels
-        for stride in strides:
-            tokens[stride][index] = coverage.tokens[stride]
-        for annotation in objects:
-            classes[names[annotation["category_id"]]] += 1
-            sides.append(max(annotation["bbox"][2:]))
-            areas.append(annotation_area({**annotation, "bbox_mode": BoxMode.XYWH_ABS}, size))
+            objects = [annotation for annotation in annotations if is_object(annotation)]
+            per_image[index] = len(objects)
+            crowds += len(annotations) - len(objects)
+            unions[index], sums[index] = coverage.union / coverage.pixels, coverage.total / coverage.pixels
+            for stride in strides:
+                tokens[stride][index] = coverage.tokens[stride]
+            for annotation in objects:
+                classes[names[annotation["category_id"]]] += 1
+                sides.append(max(annotation["bbox"][2:]))
+                areas.append(annotation_area({**annotation, "bbox_mode": BoxMode.XYWH_ABS}, size))
     return DatasetStats(
         source, per_image, crowds, classes, np.array(sides, float), np.array(areas, float), unions, sums, tokens
     )

@@ -60,7 +60,8 @@ def measure_coverage(
     Raises:
         ValueError: a box that is not finite; ``source="mask"`` and an annotation without a mask.
     """
-    h, w = image_size
+    # Json may write whole sizes with a point.
+    image_size = h, w = int(image_size[0]), int(image_size[1])
     records = [{**annotation, "bbox_mode": BoxMode.XYWH_ABS} for annotation in annotations]
     regions = read_regions(records, _UNCHANGED, image_size, source)
     objects = np.flatnonzero(regions.alive & ~regions.ignored)

@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from spt_d2.data.visibility import is_lost
 
 # detectron2.data.detection_utils.filter_empty_instances drops boxes whose sides are not longer than this, in pixels.
-_EMPTY_SIDE = 1e-5
+EMPTY_SIDE = 1e-5
 
 
 @dataclass
@@ -77,7 +77,7 @@ def read_regions(
         ignored=np.array(flags, dtype=bool),
         masks=masks,
         moved={},
-        alive=(boxes[:, 2:] - boxes[:, :2] > _EMPTY_SIDE).all(axis=1),
+        alive=(boxes[:, 2:] - boxes[:, :2] > EMPTY_SIDE).all(axis=1),
         drawn="box" if label_source == "box" else "mask",
     )
 

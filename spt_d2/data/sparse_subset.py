@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spt_d2.data.coco_json import annotations_by_image, is_object
+from spt_d2.data.coco_json import annotations_by_image, is_object, naming_image
 from spt_d2.data.coverage import measure_coverage
 from spt_d2.data.progress import Progress, no_progress
 
@@ -59,7 +59,7 @@ def sparse_subset(
         a COCO json with the same ids, which says in its ``info`` how it was made; and what was kept.
 
     Raises:
-        ValueError: an argument out of range; what :func:`~spt_d2.data.coverage.measure_coverage` raises.
+        ValueError: an argument out of range; what :func:`~spt_d2.data.coco_stats.measure_dataset` raises.
     """
     if not 0 < max_ratio <= 1:
         raise ValueError(f"sparse_subset(max_ratio=) expects a share in (0, 1]. Got {max_ratio}.")
@@ -73,13 +73,14 @@ def sparse_subset(
     classes: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     pairs = zip(content["images"], annotations_by_image(content))
     for image, annotations in progress(pairs, len(content["images"]), f"drawing ({source})"):
-        coverage = measure_coverage(annotations, (image["height"], image["width"]), source)
+        with naming_image(image):
+            coverage = measure_coverage(annotations, (image["height"], image["width"]), source)
+            objects = [names[annotation["category_id"]] for annotation in annotations if is_object(annotation)]
         ratios.append((coverage.union if ratio == "union" else coverage.total) / coverage.pixels)
         kept = ratios[-1] < max_ratio
         if kept:
             images.append(image)
             kept_ids.add(image["id"])
-        objects = [names[annotation["category_id"]] for annotation in annotations if is_object(annotation)]
         classes[kept].update(objects)
         empty[kept] += not objects
     annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in kept_ids]

@@ -163,7 +163,7 @@ def test_vintage_is_told_by_the_categories(categories, vintage):
 
 def test_inclusive_boxes_are_a_pixel_larger():
     (plain, _), (larger, _) = convert(det_20(), "val"), convert(det_20(), "val", inclusive=True)
-    for one, other in zip(plain["annotations"], [a for a in larger["annotations"] if a["bbox"][2] > 1]):
+    for one, other in zip(plain["annotations"], [a for a in larger["annotations"] if a["bbox"][2] > 1], strict=True):
         np.testing.assert_allclose(np.subtract(other["bbox"], one["bbox"]), [0, 0, 1, 1], atol=1e-5)
 
 

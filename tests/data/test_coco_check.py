@@ -141,6 +141,10 @@ def mask(place, segmentation):
 FLAT = [10.5, 5, 20, 5, 20, 30]
 OVER_RIGHT = {"bbox": [50, 5, 20, 30], "area": 420, "segmentation": [[50, 5, 64, 5, 64, 35, 50, 35]]}
 OVER_TOP = {"bbox": [5, -2, 20, 30], "area": 560, "segmentation": [[5, 0, 25, 0, 25, 28, 5, 28]]}
+# As annotated before the box was clipped: 840 pixels of the polygon, half of them outside.
+UNCLIPPED = {"bbox": [50, 5, 28, 30], "area": 840, "segmentation": [[50, 5, 78, 5, 78, 35, 50, 35]]}
+CLIPPED = {"bbox": [50, 5, 14, 30], "area": 420}
+THIN = {"bbox": [10, 10, 20, 0.3], "area": None, "segmentation": [[10, 10, 30, 10, 30, 10.3, 10, 10.3]]}
 GONE = "gone"
 
 # name: change, kind, error, what the clean copy has: GONE or the annotation's expected part
@@ -169,9 +173,11 @@ ANNOTATIONS = {
     "box above the image": (edit(0, bbox=[1, -30, 20, 30]), "box_outside", True, GONE),
     "box over the right border": (edit(0, **OVER_RIGHT), "box_over_border", False, {"bbox": [50, 5, 14, 30]}),
     "box over the top border": (edit(0, **OVER_TOP), "box_over_border", False, {"bbox": [5, 0, 20, 28]}),
+    "box and mask over the border": (edit(0, **UNCLIPPED), "box_over_border", False, CLIPPED),
     "iscrowd missing": (edit(0, iscrowd=None), "iscrowd", True, {"iscrowd": 0}),
     "iscrowd text": (edit(0, iscrowd="no"), "iscrowd", True, {"iscrowd": 0}),
     "iscrowd two": (edit(0, iscrowd=2), "iscrowd", True, {"iscrowd": 1}),
+    "area missing, mask too thin": (edit(0, **THIN), "area", True, {"area": 6.0}),
     "area missing": (edit(0, area=None), "area", True, {"area": 600}),
     "area nan": (edit(0, area=float("nan")), "area", True, {"area": 600}),
     "area negative": (edit(0, area=-1), "area", True, {"area": 600}),
@@ -330,6 +336,8 @@ def test_categories_of_one_name_and_a_missing_info_are_warnings(content):
 
 
 def test_numbers_that_json_wrote_with_a_point_are_whole(content):
+    for image in content["images"]:
+        image["height"], image["width"] = float(image["height"]), float(image["width"])
     for anno in content["annotations"]:
         anno["id"], anno["image_id"], anno["category_id"] = (float(anno[k]) for k in ("id", "image_id", "category_id"))
     assert check_coco(content).problems == ()

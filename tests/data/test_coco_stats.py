@@ -245,6 +245,39 @@ def test_stats_program_finds_registered_sets_and_says_what_is_missing(capsys):
     assert "no_such_set" in capsys.readouterr().err
 
 
+def test_stats_program_refuses_two_sets_of_one_title(content, tmp_path, capsys):
+    paths = [tmp_path / name / "train" / "a.json" for name in "XY"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    program = load_program(ROOT / "tools" / "dataset_stats.py")
+    with pytest.raises(SystemExit):
+        program.main([str(path) for path in paths])
+    assert "Got train/a more than once; write NAME=FILE.json" in capsys.readouterr().err
+    assert program.main([str(paths[0]), "--json", str(paths[0])]) == 1
+    assert "HINT" in capsys.readouterr().err
+
+
+def a_category_that_is_not_there(content):
+    content["annotations"][0]["category_id"] = 77
+
+
+def an_image_without_its_size(content):
+    del content["images"][0]["height"]
+
+
+def a_box_that_is_not_finite(content):
+    content["annotations"][0]["bbox"] = [1, float("nan"), 3, 3]
+
+
+@pytest.mark.parametrize("spoil", [a_category_that_is_not_there, an_image_without_its_size, a_box_that_is_not_finite])
+def test_what_is_not_sound_is_told_with_its_image_and_the_cure(content, spoil):
+    spoil(content)
+    for measure in (lambda: measure_dataset(content, "box"), lambda: sparse_subset(content, 0.3, "union", "box")):
+        with pytest.raises(ValueError, match=r"Image \d+: (.|\n)*HINT: tools/check_dataset.py"):
+            measure()
+
+
 def test_subset_program_prints_what_it_kept_and_refuses_to_overwrite(content, tmp_path, capsys):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content))
@@ -253,7 +286,7 @@ def test_subset_program_prints_what_it_kept_and_refuses_to_overwrite(content, tm
     subset, report = sparse_subset(content, 0.3, "sum", "box")
     assert json.loads((tmp_path / "b.json").read_text()) == subset
     printed = capsys.readouterr().out
-    assert "less than 30% (sum by box)" in printed
+    assert "less than 30 % (sum by box)" in printed
     assert (
         f"images        {report.images[0]} of 24" in printed
         and f"{report.objects[0]} of {report.objects[1]}" in printed

@@ -160,8 +160,9 @@ class Draft:
             mended["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         if self._measured[index]:
             mask, (h, w) = mended.get("segmentation"), self.sizes[self.image_of[index]].tolist()
-            box_area = mended["bbox"][2] * mended["bbox"][3]
-            mended["area"] = annotation_area({"segmentation": mask}, (h, w)) if mask else box_area
+            # As in the labels, a mask without a pixel leaves its place to the box.
+            area = annotation_area({"segmentation": mask}, (h, w)) if mask else 0
+            mended["area"] = area or mended["bbox"][2] * mended["bbox"][3]
         return mended
 
     def _name_image(self, index: int) -> str:

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from spt_d2.data.coco_check.draft import Draft
+from spt_d2.data.regions import EMPTY_SIDE
 
 # Pixels that a box may reach over the border: rounding, which Detectron2's clipping forgives.
 BORDER_TOLERANCE = 1.0
-# Detectron2 drops boxes whose sides are not longer than this, in pixels.
-EMPTY_SIDE = 1e-5
 
 
 def whole_numbers(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +225,7 @@ def check_boxes(draft: Draft) -> None:
     for i in np.flatnonzero(reaching).tolist():
         x1, y1, x2, y2 = max(x[i], 0), max(y[i], 0), min(x[i] + w[i], width[i]), min(y[i] + h[i], height[i])
         draft.change(i, bbox=[float(value) for value in (x1, y1, x2 - x1, y2 - y1)])
-    draft.measure_area(reaching & np.array([not record.get("segmentation") for record in records], dtype=bool))
+    draft.measure_area(reaching)
 
 
 def check_flags(draft: Draft) -> None:
