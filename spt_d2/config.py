@@ -2,7 +2,8 @@
 
 from detectron2.config import CfgNode
 
-from spt_d2.config_checks import check_crop, check_hierarchy, check_packing, check_vit
+from spt_d2.config_checks import check_crop, check_packing, check_rope, check_vit
+from spt_d2.config_hierarchy import add_hierarchy, backbone_kind, check_hierarchy
 from spt_d2.evaluation.average_precision import FLAVOURS
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS
 from spt_d2.ops.attention import BACKENDS
@@ -11,12 +12,13 @@ from spt_d2.ops.losses import REDUCTIONS
 from spt_d2.ops.packing import SEGMENTS
 from spt_d2.ops.selection import GATINGS, NOISES, SELECTS
 from spt_d2.ops.windows import ORDERS
+from spt_d2.peer_config import PEERS
 
 
 def add_spt_config(cfg: CfgNode) -> None:
     """
     Add ``MODEL.SWIN``, ``MODEL.SPT``, ``MODEL.VIT``, ``MODEL.MULTI_LABEL``, ``MODEL.EMA``, ``INPUT.SPT``,
-    ``DATASETS.CUSTOM``, and keys of ``INPUT.CROP`` and ``SOLVER``.
+    ``DATASETS.CUSTOM``, keys of ``INPUT.CROP`` and ``SOLVER``, and the nodes of :mod:`spt_d2.peer_config`.
 
     Defaults are what experiments recommend; the paper's value is named where it differs.
 
@@ -26,47 +28,23 @@ def add_spt_config(cfg: CfgNode) -> None:
     _add_swin(cfg)
     _add_spt(cfg)
     _add_vit(cfg)
+    for peer in PEERS:
+        peer.add_keys(cfg)
     _add_multi_label(cfg)
     _add_input(cfg)
     _add_training(cfg)
 
 
-def _add_backbone(node: CfgNode, depths: list[int]) -> None:
-    """Keys that dense Swin and SPT have in common."""
-    # Channels of the first stage, C; each further stage doubles them.
-    node.EMBED_DIM = 96
-    # Blocks per stage, N_i in Sec. 3.1.
-    node.DEPTHS = depths
-    # Attention heads per stage.
-    node.NUM_HEADS = [3, 6, 12, 24]
-    # Window size M, in tokens.
-    node.WINDOW_SIZE = 7
-    # Hidden channels of the MLP over those of the stage.
-    node.MLP_RATIO = 4.0
-    # Whether queries, keys and values have a bias.
-    node.QKV_BIAS = True
-    # Dropout of tokens, MLPs and projections, a probability.
-    node.DROP_RATE = 0.0
-    # Dropout of attention weights, a probability.
-    node.ATTN_DROP_RATE = 0.0
-    # Stochastic depth of the last block, a probability; it grows linearly from 0 at the first block.
-    node.DROP_PATH_RATE = 0.2
-    # Feature maps to return: some of res2, res3, res4, res5 (strides 4, 8, 16, 32).
-    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Recompute activations in the backward pass, block by block: less memory, more time.
-    node.USE_CHECKPOINT = False
-
-
 def _add_swin(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN = CfgNode()
-    _add_backbone(cfg.MODEL.SWIN, [2, 2, 6, 2])
+    add_hierarchy(cfg.MODEL.SWIN, [2, 2, 6, 2])
 
 
 def _add_spt(cfg: CfgNode) -> None:
     cfg.MODEL.SPT = CfgNode()
     node = cfg.MODEL.SPT
     # The paper adds four blocks to the third stage of Swin (Sec. 3.1).
-    _add_backbone(node, [2, 2, 10, 2])
+    add_hierarchy(node, [2, 2, 10, 2])
 
     # Stages made of Select and Pack blocks, any of 1 to 4. The paper: 3 and 4 (Table 6).
     node.SPA_STAGES = [3, 4]
@@ -240,14 +218,11 @@ def validate_spt_config(cfg: CfgNode) -> None:
     check_packing(spt, expect)
     for name in ("SPT", "SWIN"):
         check_hierarchy(cfg, name, expect)
+    check_rope(cfg, expect)
+    for peer in PEERS:
+        peer.check_keys(cfg, expect)
     check_crop(cfg.INPUT.CROP, expect)
     expect(cfg.SOLVER.BATCH_SCALE > 0, "SOLVER.BATCH_SCALE", "a factor above 0", cfg.SOLVER.BATCH_SCALE)
-    for name, node in (("SPT", spt), ("SWIN", cfg.MODEL.SWIN)):
-        same = len(node.DEPTHS) == len(node.NUM_HEADS)
-        expect(same, f"MODEL.{name}.NUM_HEADS", f"one number per stage of DEPTHS {node.DEPTHS}", node.NUM_HEADS)
-        expect(
-            0 <= node.DROP_PATH_RATE < 1, f"MODEL.{name}.DROP_PATH_RATE", "a probability in [0, 1)", node.DROP_PATH_RATE
-        )
     stages = list(range(1, len(spt.DEPTHS) + 1))
     known = bool(spt.SPA_STAGES) and all(stage in stages for stage in spt.SPA_STAGES)
     expect(known, "MODEL.SPT.SPA_STAGES", f"some of {stages}", spt.SPA_STAGES)
@@ -281,14 +256,19 @@ def validate_spt_config(cfg: CfgNode) -> None:
 
 
 def _label_strides(cfg: CfgNode) -> list[int]:
-    """Strides in pixels at which the model asks for selection labels: to supervise gates, or in their place."""
-    spt, backbone = cfg.MODEL.SPT, cfg.MODEL.BACKBONE.NAME
-    if not (spt.SUPERVISE or spt.SELECT == "oracle") or not cfg.MODEL.META_ARCHITECTURE.startswith("Selection"):
+    """Strides in pixels at which the model asks for selection labels: to supervise or judge gates, or to select."""
+    spt, kind = cfg.MODEL.SPT, backbone_kind(cfg)
+    if not cfg.MODEL.META_ARCHITECTURE.startswith("Selection"):
         return []
-    if "spt" in backbone:
+    for peer in PEERS:
+        if kind == peer.NODE.lower():
+            return peer.label_strides(cfg)
+    if not (spt.SUPERVISE or spt.SELECT == "oracle"):
+        return []
+    if kind == "spt":
         # Labels that select are those of the SPA stages; an extra gate decides nothing.
         return gate_strides(spt.SPA_STAGES, spt.MULTI_SCALE and spt.SUPERVISE)
-    return [cfg.MODEL.VIT.PATCH_SIZE] if "vit" in backbone and cfg.MODEL.VIT.SPA_BLOCKS else []
+    return [cfg.MODEL.VIT.PATCH_SIZE] if kind == "vit" and cfg.MODEL.VIT.SPA_BLOCKS else []
 
 
 def gate_strides(spa_stages: list[int], multi_scale: bool) -> list[int]:

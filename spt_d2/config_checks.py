@@ -1,11 +1,8 @@
 """What one key of the config asks of another, for :func:`spt_d2.config.validate_spt_config`."""
 
-from collections.abc import Callable
-
 from detectron2.config import CfgNode
 
-# Takes whether all is well, the key, what it expects, and what it got.
-Expect = Callable[[bool, str, str, object], None]
+from spt_d2.config_hierarchy import Expect, backbone_kind
 
 _FOURS = "heads of a multiple of 4 channels under POSITION 'rope'"
 
@@ -26,39 +23,25 @@ def check_packing(node: CfgNode, expect: Expect) -> None:
         expect(node.THRESHOLD != 0, "MODEL.SPT.THRESHOLD", above, node.THRESHOLD)
 
 
-def check_hierarchy(cfg: CfgNode, name: str, expect: Expect) -> None:
-    """Sizes of ``MODEL.SPT`` or ``MODEL.SWIN``, and whether an FPN reads the maps that they give."""
-    node, key = cfg.MODEL[name], f"MODEL.{name}"
-    good = 1 <= len(node.DEPTHS) <= 4 and all(depth >= 1 for depth in node.DEPTHS)
-    expect(good, f"{key}.DEPTHS", "1 to 4 stages of at least 1 block", node.DEPTHS)
-    widths = [node.EMBED_DIM * 2**i for i in range(len(node.NUM_HEADS))]
-    shared = all(heads >= 1 and width % heads == 0 for width, heads in zip(widths, node.NUM_HEADS))
-    expect(shared, f"{key}.NUM_HEADS", f"divisors of the stages' channels {widths}", node.NUM_HEADS)
-    expect(node.WINDOW_SIZE >= 1, f"{key}.WINDOW_SIZE", "at least 1 token", node.WINDOW_SIZE)
-    expect(node.MLP_RATIO > 0, f"{key}.MLP_RATIO", "a ratio above 0", node.MLP_RATIO)
-    for rate in ("DROP_RATE", "ATTN_DROP_RATE"):
-        expect(0 <= node[rate] < 1, f"{key}.{rate}", "a probability in [0, 1)", node[rate])
-    known = [f"res{i + 2}" for i in range(len(node.DEPTHS))]
-    some = bool(node.OUT_FEATURES) and set(node.OUT_FEATURES) <= set(known)
-    expect(some, f"{key}.OUT_FEATURES", f"some of {known}", node.OUT_FEATURES)
-    if name == "SPT" and node.POSITION == "rope" and "vit" not in cfg.MODEL.BACKBONE.NAME:
-        # Two coordinates, each of which turns pairs of channels.
-        stages = [stage for stage in node.SPA_STAGES if 1 <= stage <= len(node.NUM_HEADS)]
-        fours = all(widths[stage - 1] // max(node.NUM_HEADS[stage - 1], 1) % 4 == 0 for stage in stages)
-        expect(fours, f"{key}.NUM_HEADS", _FOURS, node.NUM_HEADS)
-    read = cfg.MODEL.FPN.IN_FEATURES
-    # A file that names a backbone only, to stand on, has no FPN yet.
-    if some and read and f"{name.lower()}_fpn" in cfg.MODEL.BACKBONE.NAME:
-        # A map that nobody reads leaves its norm without a gradient, and several processes then wait for it for ever.
-        same = set(node.OUT_FEATURES) == set(read)
-        expect(same, f"{key}.OUT_FEATURES", f"the maps {read} that MODEL.FPN.IN_FEATURES reads", node.OUT_FEATURES)
+def check_rope(cfg: CfgNode, expect: Expect) -> None:
+    """Whether heads can turn under POSITION ``rope``: two coordinates, each of which turns pairs of channels."""
+    spt, vit, kind = cfg.MODEL.SPT, cfg.MODEL.VIT, backbone_kind(cfg)
+    if spt.POSITION != "rope":
+        return
+    if kind == "vit":
+        fours = not vit.SPA_BLOCKS or vit.EMBED_DIM // max(vit.NUM_HEADS, 1) % 4 == 0
+        expect(fours, "MODEL.VIT.NUM_HEADS", _FOURS, vit.NUM_HEADS)
+    else:
+        stages = [stage for stage in spt.SPA_STAGES if 1 <= stage <= len(spt.NUM_HEADS)]
+        dims = [spt.EMBED_DIM * 2 ** (stage - 1) // max(spt.NUM_HEADS[stage - 1], 1) for stage in stages]
+        expect(all(dim % 4 == 0 for dim in dims), "MODEL.SPT.NUM_HEADS", _FOURS, spt.NUM_HEADS)
 
 
 def check_vit(cfg: CfgNode, expect: Expect) -> None:
     """Sizes of ``MODEL.VIT``."""
-    node, backbone = cfg.MODEL.VIT, cfg.MODEL.BACKBONE.NAME
+    node, of_vit = cfg.MODEL.VIT, backbone_kind(cfg) == "vit"
     patch, heads = node.PATCH_SIZE, node.NUM_HEADS
-    good = patch == 16 if "vit_fpn" in backbone else patch > 1 and patch & (patch - 1) == 0
+    good = patch == 16 if of_vit and "_fpn" in cfg.MODEL.BACKBONE.NAME else patch > 1 and patch & (patch - 1) == 0
     expect(good, "MODEL.VIT.PATCH_SIZE", "a power of two above 1; 16 for a pyramid", patch)
     expect(node.DEPTH >= 1, "MODEL.VIT.DEPTH", "at least 1 block", node.DEPTH)
     shared = heads >= 1 and node.EMBED_DIM % heads == 0
@@ -66,9 +49,7 @@ def check_vit(cfg: CfgNode, expect: Expect) -> None:
     distinct = len(set(node.SPA_BLOCKS)) == len(node.SPA_BLOCKS)
     inside = distinct and all(0 <= block < node.DEPTH for block in node.SPA_BLOCKS)
     # The default is that of 12 blocks, and of no concern to another backbone.
-    if "vit" in backbone:
-        turned = cfg.MODEL.SPT.POSITION == "rope" and bool(node.SPA_BLOCKS)
-        expect(not turned or node.EMBED_DIM // max(heads, 1) % 4 == 0, "MODEL.VIT.NUM_HEADS", _FOURS, heads)
+    if of_vit:
         expect(inside, "MODEL.VIT.SPA_BLOCKS", f"distinct numbers of 0 to {node.DEPTH - 1}", list(node.SPA_BLOCKS))
     size = node.PRETRAIN_IMAGE_SIZE
     whole = size > 0 and patch > 0 and size % patch == 0

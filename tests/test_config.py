@@ -20,7 +20,7 @@ from spt_d2.config import add_spt_config, gate_strides, validate_spt_config
 
 SOURCE = Path(spt_d2.config.__file__)
 # With its helpers, which check what keys ask of each other.
-SOURCES = sorted(SOURCE.parent.glob("config*.py"))
+SOURCES = [*sorted(SOURCE.parent.glob("config*.py")), *sorted((SOURCE.parent / "peer_config").glob("*.py"))]
 
 
 def make_cfg(backbone: str = "build_spt_fpn_backbone") -> CfgNode:
@@ -53,10 +53,16 @@ KEYS = sorted(set(dict(flat(make_cfg()))) - set(dict(flat(get_cfg()))))
 
 
 def comments_of_keys() -> dict[str, list[str]]:
-    """For each key that config.py sets, the comments right above the places where it does; "" where there is none."""
-    lines = SOURCE.read_text().splitlines()
+    """For each key that is set, the comments right above the places where it is; "" where there is none."""
     found: dict[str, list[str]] = {}
-    for node in ast.walk(ast.parse(SOURCE.read_text())):
+    for source in SOURCES:
+        comments_of_file(source.read_text(), found)
+    return found
+
+
+def comments_of_file(source: str, found: dict[str, list[str]]) -> None:
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
             continue
         names = [node.targets[0].attr]
@@ -69,7 +75,6 @@ def comments_of_keys() -> dict[str, list[str]]:
             line -= 1
         for name in names:
             found.setdefault(name, []).append(" ".join(above))
-    return found
 
 
 def test_every_key_has_a_comment_above_it_that_says_something() -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Write docs/options.md: every key of the config, from the comments of spt_d2/config.py, and what those of MODEL.SPT cost.
+Write docs/options.md: every key of the config, from their comments in spt_d2, and what those of MODEL.SPT cost.
 
     python tools/write_options.py            # after a change of a key, of its comment, or of Base-literal.yaml
     python tools/write_options.py --check    # writes nothing; exit status 1 if the page is out of date
@@ -9,6 +9,7 @@ Write docs/options.md: every key of the config, from the comments of spt_d2/conf
 import argparse
 import ast
 import functools
+import inspect
 import sys
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 
 import spt_d2.config
+import spt_d2.config_hierarchy
 from spt_d2 import get_config_file
 from spt_d2.analysis import BackboneMacs, nominal_macs
 from spt_d2.config import add_spt_config
 from spt_d2.modeling import build_spt_backbone
+from spt_d2.peer_config import PEERS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 IMAGE_SIZE, KEEP_RATIO = (800, 1280), 0.23
@@ -87,9 +90,9 @@ PAPER = {
 INTRODUCTION = """# Options
 
 Every key that this project adds to Detectron2's config. Written by `python tools/write_options.py` from the comments of
-[spt_d2/config.py](../spt_d2/config.py); a test holds it up to date. In a LazyConfig the keys of `MODEL.SPT` are
-arguments of `SPT` (`model.backbone.bottom_up`), those of the loss and the log of the meta-architecture (`model`), in
-lower case.
+[spt_d2/config.py](../spt_d2/config.py) and of [spt_d2/peer_config](../spt_d2/peer_config); a test holds it up to date.
+In a LazyConfig the keys of `MODEL.SPT` are arguments of `SPT` (`model.backbone.bottom_up`), those of the loss and the
+log of the meta-architecture (`model`), in lower case.
 
 ## MODEL.SPT
 
@@ -119,13 +122,21 @@ def default_config() -> CfgNode:
 
 
 def key_comments() -> dict[str, str]:
-    """The comment above every key in spt_d2/config.py, by the key's full name, in the order of the file."""
-    source = Path(spt_d2.config.__file__).read_text()
+    """The comment above every key, by the key's full name, in the order of the files."""
+    found: dict[str, str] = {}
+    for module in (spt_d2.config_hierarchy, spt_d2.config, *PEERS):
+        found.update(module_comments(Path(inspect.getfile(module))))
+    return found
+
+
+def module_comments(path: Path) -> dict[str, str]:
+    """Of the functions of a file that add keys."""
+    source = path.read_text()
     lines, found = source.splitlines(), {}
     for function in ast.parse(source).body:
-        if not isinstance(function, ast.FunctionDef) or not function.name.startswith("_add_"):
+        if not isinstance(function, ast.FunctionDef) or not function.name.lstrip("_").startswith("add_"):
             continue
-        nodes = ["MODEL.SPT", "MODEL.SWIN"] if function.name == "_add_backbone" else []
+        nodes = ["MODEL.SPT", "MODEL.SWIN"] if function.name == "add_hierarchy" else []
         for statement in function.body:
             if not isinstance(statement, ast.Assign):
                 continue
@@ -210,6 +221,9 @@ def render() -> str:
         page += f"| {' | '.join(row)} |\n"
     page += "\n## MODEL.SWIN\n\nDense Swin has the keys that its blocks share with those of SPT: "
     page += ", ".join(shown(key) for key in cfg.MODEL.SWIN) + ".\n"
+    if PEERS:
+        nodes = ", ".join(shown(f"MODEL.{peer.NODE}") for peer in PEERS)
+        page += f"{nodes} have those of them that their backbones know, and the ones named below.\n"
     page += "\n## Other keys\n\n| key | meaning | default |\n|---|---|---|\n"
     for name, comment in comments.items():
         if not name.startswith(("MODEL.SPT.", "MODEL.SWIN.")):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from spt_d2.analysis.macs import BlockTokens, Macs, block_macs, conv_macs, linear_macs, same_macs
 from spt_d2.layers.block import SelectPackBlock
-from spt_d2.ops.packing import PackedLayout, pack_layout
+from spt_d2.ops.packing import pack_layout
 from spt_d2.ops.selection import ImageSelection
 
 
@@ -98,7 +99,8 @@ def nominal_macs(
     backbone: nn.Module, tensor_size: tuple[int, int], keep_ratio: float | Mapping[int, float]
 ) -> BackboneMacs:
     """
-    :func:`backbone_macs` if every block kept a given share of the tokens, ceil(keep_ratio * N), spread evenly.
+    :func:`backbone_macs` if every block that selects kept a given share of the tokens, ceil(keep_ratio * N), spread
+    evenly.
 
     Where they lie only matters under ``segment="window"``.
 
@@ -108,16 +110,15 @@ def nominal_macs(
         keep_ratio: in [0, 1], one for all stages or ``{stage: keep_ratio}``.
 
     Raises:
-        ValueError: a ratio outside [0, 1], or none for a stage with Select and Pack blocks.
+        ValueError: a ratio outside [0, 1], or none for a stage that selects.
     """
     hierarchy = _hierarchy(backbone)
     height, width = _grid_size(hierarchy, tensor_size)
     kept: dict[tuple[int, int], BlockTokens] = {}
     for number, stage in enumerate(_stages(hierarchy), start=1):
         for i, block in enumerate(stage.blocks):
-            if isinstance(block, SelectPackBlock):
-                mask = _even_mask((height, width), _stage_ratio(keep_ratio, number))
-                kept[number, i] = BlockTokens.of_layout(_layout(block, mask))
+            if takes_decisions(block):
+                kept[number, i] = nominal_tokens(block, (height, width), _stage_ratio(keep_ratio, number))
         height, width = -(-height // 2), -(-width // 2)
     return backbone_macs(hierarchy, tensor_size, kept)
 
@@ -157,7 +158,26 @@ def _stage_ratio(keep_ratio: float | Mapping[int, float], stage: int) -> float:
     return keep_ratio
 
 
-def _even_mask(grid_size: tuple[int, int], keep_ratio: float) -> Tensor:
+@singledispatch
+def nominal_tokens(block: nn.Module, grid_size: tuple[int, int], keep_ratio: float) -> BlockTokens:
+    """
+    What a block that selects attends to where it keeps a share of the tokens, for :func:`nominal_macs`.
+
+    A kind of block that takes decisions registers its answer here, and is known by it.
+
+    Args:
+        grid_size: (H, W) in tokens.
+        keep_ratio: in [0, 1].
+    """
+    raise TypeError(f"nominal_tokens(block=) expects a block that selects. Got {type(block).__name__}.")
+
+
+def takes_decisions(block: nn.Module) -> bool:
+    """Whether a block spends more on some tokens than on others."""
+    return nominal_tokens.dispatch(type(block)) is not nominal_tokens.dispatch(object)
+
+
+def even_mask(grid_size: tuple[int, int], keep_ratio: float) -> Tensor:
     """(1, H, W) bool with ceil(keep_ratio * N) tokens, evenly spread in raster order."""
     total = grid_size[0] * grid_size[1]
     # As select_tokens counts them: a product a rounding error above an integer is that integer.
@@ -167,13 +187,15 @@ def _even_mask(grid_size: tuple[int, int], keep_ratio: float) -> Tensor:
     return mask.view(1, *grid_size)
 
 
-def _layout(block: SelectPackBlock, keep_mask: Tensor) -> PackedLayout:
+@nominal_tokens.register
+def _(block: SelectPackBlock, grid_size: tuple[int, int], keep_ratio: float) -> BlockTokens:
     options = block.options
-    return pack_layout(
-        keep_mask,
+    layout = pack_layout(
+        even_mask(grid_size, keep_ratio),
         container_size=options.container_length,
         window_size=options.window_size,
         shift_size=block.shift_size,
         order=options.order,
         segment=options.segment,
     )
+    return BlockTokens.of_layout(layout)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from spt_d2.analysis.hierarchy_macs import BackboneMacs, image_macs
+from spt_d2.analysis.hierarchy_macs import BackboneMacs, image_macs, takes_decisions
 from spt_d2.analysis.macs import Macs
 from spt_d2.layers.block import SelectPackBlock
 from spt_d2.ops.selection import split_selections
@@ -40,8 +40,8 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def selects(model: nn.Module) -> bool:
-    """Whether the model has Select and Pack blocks."""
-    return any(isinstance(module, SelectPackBlock) for module in model.modules())
+    """Whether the model has blocks that spend more on some tokens than on others."""
+    return any(takes_decisions(module) for module in model.modules())
 
 
 @dataclass(frozen=True)

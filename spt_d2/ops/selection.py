@@ -26,14 +26,17 @@ class BlockSelection:
     """
     What one gate said of a batch, and which tokens its block kept.
 
+    A backbone whose losses need more derives a class of its own from this one.
+
     Attributes:
         stage: 1 to 4.
         block: index of the block in its stage; None for an extra gate on a stage's output, which decides nothing.
         stride: pixels per token.
-        score: (B, H, W) logits, after the maximum with the stage before (eq. 4).
+        score: (B, H, W) logits, after the maximum with the stage before (eq. 4); of SPT's peers, whatever they rank
+            tokens by.
         keep_mask: (B, H, W) bool; None for an extra gate.
         valid: (B, H, W) bool, False for tokens wholly in the padding of the batch.
-        layout: how the kept tokens were packed; None for an extra gate.
+        layout: how the kept tokens were packed; None for an extra gate, and where a decision packs nothing.
     """
 
     stage: int
@@ -106,6 +109,8 @@ def split_selections(
                 if layout.is_ragged:
                     # Pairs grow as the square of an image's tokens, which no other image shares.
                     share = kept * kept / max(layout.useful_pairs, 1)
+            elif selection.keep_mask is not None:
+                kept = int(selection.keep_mask[i].sum())
             blocks.append(
                 ImageBlockSelection(
                     stage=selection.stage,

@@ -84,13 +84,19 @@ class SelectionSupervision(nn.Module):
         """
         One weighted loss per stage that has gates, the sum over its gates; records figures once per period.
 
+        A backbone with ``selection_losses(selections)`` has losses of its own, not from labels: they are taken as they
+        are, whatever ``supervise`` says.
+
         Raises:
             ValueError: no labels, or none at a gate's stride.
         """
         losses: dict[str, Tensor] = {}
         if not selections:
             return losses
-        if self.supervise:
+        network = getattr(self.backbone, "bottom_up", self.backbone)
+        if hasattr(network, "selection_losses"):
+            losses = network.selection_losses(selections)
+        elif self.supervise:
             for selection in selections:
                 key = f"loss_select_stage{selection.stage}"
                 loss = selection_loss(
