@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spt_d2.layers import chunked
+from spt_d2.layers.chunked import runs_in_chunks
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.gate import SelectionGate, initial_gate_bias
 from spt_d2.layers.mlp import Mlp
@@ -51,6 +53,8 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
+        if runs_in_chunks(self, x):
+            return chunked.swin_block(self, x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -207,6 +211,8 @@ class SelectPackBlock(nn.Module):
 
     def _add_ffn(self, x: Tensor, layout: PackedLayout) -> Tensor:
         if self.options.ffn_tokens == "all":
+            if runs_in_chunks(self, x):
+                return chunked.add_mlp(x, self.norm2, self.mlp)
             return x + self.drop_path(self.mlp(self.norm2(x)))
         flat = x.flatten(0, 2)
         keep, skip = layout.keep_indices, layout.skipped_indices

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spt_d2.layers.chunked import chunk_tokens, runs_in_chunks
+
 
 class PatchEmbed(nn.Module):
     """
@@ -28,6 +30,8 @@ class PatchEmbed(nn.Module):
         pad_h, pad_w = -height % self.patch_size, -width % self.patch_size
         if pad_h or pad_w:
             image = F.pad(image, (0, pad_w, 0, pad_h))
+        # The convolution then writes tokens as they are read, channels last, and nothing has to be turned over.
+        image = image.contiguous(memory_format=torch.channels_last)
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
 
@@ -46,6 +50,20 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+        if runs_in_chunks(self, x):
+            return self._row_by_row(x)
+        return self._merge(x)
+
+    def _row_by_row(self, x: Tensor) -> Tensor:
+        """A few pairs of rows at a time, while they are in the cache."""
+        batch, height, width, channels = x.shape
+        out = x.new_empty(batch, -(-height // 2), -(-width // 2), 2 * channels)
+        step = max(chunk_tokens(4 * channels) // out.shape[2], 1)
+        for row in range(0, out.shape[1], step):
+            out[:, row : row + step] = self._merge(x[:, 2 * row : 2 * (row + step)])
+        return out
+
+    def _merge(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))

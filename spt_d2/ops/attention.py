@@ -16,12 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spt_d2.ops.packing import PackedLayout
+from spt_d2.ops.short_attention import short_attention
 from spt_d2.ops.windows import relative_position_rows
 
 BACKENDS = ("auto", "xformers", "sdpa")
 
 # The memory-efficient kernels read a bias in rows aligned to this many elements.
 _BIAS_ALIGNMENT = 8
+
+# Slots of a container up to which batched products beat the fused kernel on a CPU.
+_SHORT = 64
 
 logger = logging.getLogger(__name__)
 
@@ -225,8 +229,19 @@ def _rectangular_sdpa(
     if table is not None:
         bias = relative_bias(layout, table, window_size).to(q.dtype)
         mask = bias.masked_fill(~mask, -math.inf)
+    if q.is_cpu and not torch.is_grad_enabled() and not dropout and layout.container_size <= _SHORT:
+        return layout.empty_containers(_short_containers(q, k, v, mask).transpose(1, 2))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return layout.empty_containers(out.transpose(1, 2))
+
+
+def _short_containers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """:func:`short_attention` of containers (R, h, L, d), under a (R, 1 or h, L, L) mask, bool or additive."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -math.inf)
+    bias = mask.expand(-1, q.shape[1], -1, -1).flatten(0, 1)
+    out = short_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias)
+    return out.view(q.shape)
 
 
 def _segmentwise_sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: float) -> Tensor:

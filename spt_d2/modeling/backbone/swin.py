@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
+from spt_d2.layers.chunked import channels_first, runs_in_chunks
 from spt_d2.layers.patch import PatchEmbed
 from spt_d2.layers.stage import SwinStage
 from spt_d2.modeling.backbone.freezing import FreezableBackbone
@@ -142,7 +143,9 @@ class Swin(FreezableBackbone):
     def _collect(self, features: dict[str, Tensor], i: int, x: Tensor) -> None:
         name = self._stage_names[i]
         if name in self._out_features:
-            features[name] = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous()
+            norm = getattr(self, f"norm{i}")
+            in_chunks = runs_in_chunks(self, x)
+            features[name] = channels_first(x, norm) if in_chunks else norm(x).permute(0, 3, 1, 2).contiguous()
 
     @property
     def size_divisibility(self) -> int:

@@ -1,0 +1,103 @@
+"""Inference a few windows at a time is the function that training runs over whole maps."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spt_d2.layers import chunked
+from spt_d2.layers.block import SelectPackBlock, SwinBlock
+from spt_d2.layers.patch import PatchEmbed, PatchMerging
+from spt_d2.layers.select_pack_attention import SelectPackOptions
+
+SIZES = [(14, 21), (13, 20), (7, 7), (3, 5), (1, 1), (29, 2)]
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """In float64 and evaluation mode, with no parameter left at zero or one, where a mistake would not show."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module.double().eval()
+
+
+def both_ways(module: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What a module gives in chunks, and over whole maps: with gradients asked for, it runs as in training."""
+    before = [x.clone() for x in inputs]
+    with torch.no_grad():
+        assert chunked.runs_in_chunks(module, inputs[0])
+        in_chunks = module(*inputs)
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before)), "an input was written into"
+    with torch.enable_grad():
+        assert not chunked.runs_in_chunks(module, inputs[0])
+        whole = module(*inputs)
+    return in_chunks, whole
+
+
+@pytest.fixture(params=(1, 60, 10_000), ids="chunks of {} tokens".format)
+def chunk(request, monkeypatch) -> int:
+    """Tokens of a chunk: less than a window, one window, and more than there are."""
+    monkeypatch.setattr(chunked, "_CHUNK_TOKENS", request.param)
+    monkeypatch.setattr(chunked, "_CHUNK_ELEMENTS", 0)
+    return request.param
+
+
+@pytest.mark.parametrize("batch", (1, 3))
+@pytest.mark.parametrize("shift", (0, 3))
+@pytest.mark.parametrize("size", SIZES)
+def test_swin_block(chunk, size, shift, batch):
+    block = randomised(SwinBlock(8, 2, 7, shift, qkv_bias=shift == 0))
+    in_chunks, whole = both_ways(block, torch.randn(batch, *size, 8, dtype=torch.float64))
+    torch.testing.assert_close(in_chunks, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_patch_merging(chunk, size):
+    in_chunks, whole = both_ways(randomised(PatchMerging(4)), torch.randn(2, *size, 4, dtype=torch.float64))
+    torch.testing.assert_close(in_chunks, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_maps_channels_first(chunk, size):
+    norm = randomised(nn.LayerNorm(6))
+    x = torch.randn(2, *size, 6, dtype=torch.float64)
+    with torch.no_grad():
+        out = chunked.channels_first(x, norm)
+    torch.testing.assert_close(out, norm(x).permute(0, 3, 1, 2), rtol=1e-12, atol=1e-12)
+    assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("score", (-9.0, 0.0, 9.0), ids=("nothing kept", "some kept", "all kept"))
+@pytest.mark.parametrize("position", ("none", "relative_bias"))
+@pytest.mark.parametrize("ffn_tokens", ("all", "light", "selected"))
+@pytest.mark.parametrize("proj_tokens", ("selected", "all"))
+def test_select_pack_block(chunk, score, position, ffn_tokens, proj_tokens):
+    options = SelectPackOptions(position=position, ffn_tokens=ffn_tokens, proj_tokens=proj_tokens, threshold=0.5)
+    block = randomised(SelectPackBlock(8, 2, options, shift_size=3))
+    nn.init.constant_(block.gate.proj.bias, score)
+    x, valid = torch.randn(2, 9, 10, 8, dtype=torch.float64), torch.ones(2, 9, 10, dtype=torch.bool)
+    (in_chunks, _, layout), (whole, _, _) = both_ways(block, x, valid)
+    torch.testing.assert_close(in_chunks, whole, rtol=1e-12, atol=1e-12)
+    assert (layout.num_tokens > 0) == (score > -9) and (layout.num_tokens < 180) == (score < 9)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 5), (1, 1)])
+def test_patch_embedding_is_a_linear_layer_on_patches(size):
+    embed = randomised(PatchEmbed(4, 3, 6))
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    padded = nn.functional.pad(image, (0, -size[1] % 4, 0, -size[0] % 4))
+    patches = padded.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3)
+    expected = embed.norm(patches @ embed.proj.weight.flatten(1).t() + embed.proj.bias)
+    torch.testing.assert_close(embed(image), expected, rtol=1e-12, atol=1e-12)
+    assert embed(image).is_contiguous()
+
+
+def test_what_drops_or_is_trained_does_not_run_in_chunks():
+    block, x = SwinBlock(8, 2), torch.zeros(1, 7, 7, 8)
+    with torch.no_grad():
+        assert not chunked.runs_in_chunks(block.train(), x) and chunked.runs_in_chunks(block.eval(), x)
+        assert not chunked.runs_in_chunks(block, x.to("meta"))
+    assert not chunked.runs_in_chunks(block, x)
+
+
+def test_a_chunk_is_as_large_as_the_cache_allows_and_no_smaller_than_pays():
+    assert chunked.chunk_tokens(384) == 1562 and chunked.chunk_tokens(3072) == 1024
