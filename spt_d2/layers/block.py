@@ -53,8 +53,10 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        if runs_in_chunks(self, x):
-            return chunked.swin_block(self, x)
+        return chunked.swin_block(self, x) if x.is_cpu else self.whole_map(x)
+
+    def whole_map(self, x: Tensor) -> Tensor:
+        """:meth:`forward` over all windows at once."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 

@@ -1,9 +1,11 @@
 """
-Blocks at inference on a CPU, a cache full of tokens at a time.
+Blocks on a CPU, a cache full of tokens at a time.
 
 A block that runs over the whole map writes and reads every intermediate, of up to four times the channels, from main
-memory, and most of its time goes there. Windows see nothing of each other, and the FFN treats each token by itself: so
-a few windows can go through the whole block while they are in the cache. The function is the same, to rounding.
+memory, in pages that are mapped anew at each call; much of its time goes there. Windows see nothing of each other, and
+the FFN treats each token by itself: so a few windows can go through the whole block while they are in the cache, and
+back through it in the backward pass, for autograd runs the chunks one after the other too. The function is the same, to
+rounding.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from spt_d2.layers.mlp import Mlp
 from spt_d2.ops.short_attention import short_attention
-from spt_d2.ops.window_plan import window_plan
+from spt_d2.ops.window_plan import WindowChunk, window_plan
 from spt_d2.ops.windows import relative_position_index
 
 if TYPE_CHECKING:
@@ -23,29 +25,32 @@ if TYPE_CHECKING:
 
 # Elements of the widest intermediate of a chunk, the FFN's hidden channels: about 2.5 MB in float32.
 _CHUNK_ELEMENTS = 600_000
-# Below this many tokens matrix products lose more than the cache gives.
+# Below this many tokens matrix products lose more than the cache gives. In training each chunk also has a gradient of
+# every weight to add, which fewer and larger chunks make up for.
 _CHUNK_TOKENS = 1024
+_CHUNK_TOKENS_TRAINING = 3136
 
 
 def runs_in_chunks(module: nn.Module, x: Tensor) -> bool:
-    """Whether a block may take the way of this file: on a CPU, with nothing to drop and no gradient asked for."""
+    """Whether a module is at inference on a CPU, where it may do so a few tokens at a time and in place."""
     return x.is_cpu and not module.training and not torch.is_grad_enabled()
 
 
 def chunk_tokens(hidden_dim: int) -> int:
     """Tokens of a chunk, for an FFN with so many hidden channels."""
-    return max(_CHUNK_ELEMENTS // hidden_dim, _CHUNK_TOKENS)
+    least = _CHUNK_TOKENS_TRAINING if torch.is_grad_enabled() else _CHUNK_TOKENS
+    return max(_CHUNK_ELEMENTS // hidden_dim, least)
 
 
 def add_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
-    """``x + mlp(norm(x))`` of (..., C) tokens, chunk by chunk, written into ``x``."""
+    """``x + mlp(norm(x))`` of (..., C) tokens at inference, chunk by chunk, written into ``x``."""
     for part in x.view(-1, x.shape[-1]).split(chunk_tokens(mlp.fc1.out_features)):
         part += mlp(norm(part))
     return x
 
 
 def channels_first(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """``norm(x)`` of a (B, H, W, C) map as (B, C, H, W), contiguous; a few rows of tokens at a time."""
+    """``norm(x)`` of a (B, H, W, C) map at inference as (B, C, H, W), contiguous; a few rows of tokens at a time."""
     batch, height, width, channels = x.shape
     out = x.new_empty(batch, channels, height, width)
     step = max(_CHUNK_TOKENS // width, 1)
@@ -55,29 +60,26 @@ def channels_first(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def swin_block(block: "SwinBlock", x: Tensor) -> Tensor:
-    """:meth:`SwinBlock.forward`, (B, H, W, C) to the same, a few windows at a time."""
+    """:meth:`SwinBlock.whole_map`, (B, H, W, C) to the same, a few windows at a time."""
     attn = block.attn
-    area = attn.window_size**2
-    plan = window_plan(*x.shape[:3], attn.window_size, attn.shift_size, x.device)
-    tokens = x.reshape(-1, x.shape[-1])
-    out = torch.empty_like(tokens)
-    step = max(chunk_tokens(block.mlp.fc1.out_features) // area, 1)
-    bias = window_bias(attn, x.dtype)
-    repeated = bias.expand(min(step, max(len(plan.whole), 1)), -1, -1, -1).flatten(0, 1)
-    for windows in _split(plan.whole, step):
-        places = windows.flatten()
-        part = tokens.index_select(0, places)
-        attended = _attend(attn, block.norm1(part), repeated[: len(windows) * attn.num_heads])
-        _finish(block, part, attended, places, out)
-    masks = _split(plan.mask, step) if plan.mask is not None else [None] * len(plan.border)
-    for windows, mask in zip(_split(plan.border, step), masks):
-        _border_windows(block, tokens, windows, bias if mask is None else bias + mask.to(bias.dtype)[:, None], out)
-    return out.view(x.shape)
-
-
-def _split(windows: Tensor, step: int) -> Sequence[Tensor]:
-    """Nothing where there is nothing, where :meth:`Tensor.split` gives one empty part."""
-    return windows.split(step) if len(windows) else ()
+    step = max(chunk_tokens(block.mlp.fc1.out_features) // attn.window_size**2, 1)
+    plan = window_plan(*x.shape[:3], attn.window_size, attn.shift_size, step, x.device)
+    tokens, bias = x.reshape(-1, x.shape[-1]), window_bias(attn, x.dtype)
+    # An image's branch is dropped whole, whichever chunks its windows are in.
+    factors = [block.drop_path.sample(x.shape[0], x) for _ in range(2)]
+    if runs_in_chunks(block, x):
+        out = torch.empty_like(tokens)
+        for chunk in plan.chunks:
+            out.index_copy_(0, chunk.places, _run(block, tokens.index_select(0, chunk.places), chunk, bias))
+        return out.view(x.shape)
+    # One gather of all tokens: the gradient of a gather is a whole map, and one for each chunk would be many.
+    parts = tokens.index_select(0, plan.order).split([len(chunk.places) for chunk in plan.chunks])
+    size = x.shape[1] * x.shape[2]
+    done = []
+    for part, chunk in zip(parts, plan.chunks):
+        scales = [None if factor is None else factor[chunk.places // size, None] for factor in factors]
+        done.append(_run(block, part, chunk, bias, scales))
+    return torch.cat(done).index_select(0, plan.inverse).view(x.shape)
 
 
 def window_bias(attn: "WindowAttention", dtype: torch.dtype) -> Tensor:
@@ -87,15 +89,36 @@ def window_bias(attn: "WindowAttention", dtype: torch.dtype) -> Tensor:
     return bias.permute(2, 0, 1).unsqueeze(0).to(dtype)
 
 
-def _border_windows(block: "SwinBlock", tokens: Tensor, windows: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Windows with padding, which is zero after the norm, or of several regions."""
-    slots = windows.flatten()
-    filled = (slots >= 0).nonzero().squeeze(1)
-    places = slots[filled]
-    part = tokens.index_select(0, places)
-    normed = part.new_zeros(slots.shape[0], part.shape[1]).index_copy_(0, filled, block.norm1(part))
-    bias = bias.expand(len(windows), -1, -1, -1).flatten(0, 1)
-    _finish(block, part, _attend(block.attn, normed, bias).index_select(0, filled), places, out)
+def _run(
+    block: "SwinBlock",
+    part: Tensor,
+    chunk: WindowChunk,
+    bias: Tensor,
+    scales: Sequence[Tensor | None] = (None, None),
+) -> Tensor:
+    """
+    A chunk through the whole block.
+
+    Args:
+        part: (t, C) tokens of the chunk; written into where no gradient is asked for.
+        bias: of :func:`window_bias`.
+        scales: (t, 1) factors of the two branches, or None.
+
+    Returns:
+        (t, C).
+    """
+    attn = block.attn
+    normed = block.norm1(part)
+    if chunk.mask is not None:
+        bias = bias + chunk.mask.to(bias.dtype)[:, None]
+    if chunk.filled is not None:
+        # Padding is zero after the norm.
+        slots = normed.new_zeros(chunk.windows * attn.window_size**2, normed.shape[1])
+        attended = _attend(attn, slots.index_copy(0, chunk.filled, normed), bias).index_select(0, chunk.filled)
+    else:
+        attended = _attend(attn, normed, bias)
+    part = _add(part, attended, scales[0])
+    return _add(part, block.mlp(block.norm2(part)), scales[1])
 
 
 def _attend(attn: "WindowAttention", normed: Tensor, bias: Tensor) -> Tensor:
@@ -105,7 +128,7 @@ def _attend(attn: "WindowAttention", normed: Tensor, bias: Tensor) -> Tensor:
     Args:
         attn: its projections and heads.
         normed: (n * L, C), window after window.
-        bias: (n * h, L, L).
+        bias: (n or 1, h, L, L).
 
     Returns:
         (n * L, C).
@@ -114,12 +137,12 @@ def _attend(attn: "WindowAttention", normed: Tensor, bias: Tensor) -> Tensor:
     windows = normed.shape[0] // area
     qkv = attn.qkv(normed).view(windows, area, 3, heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.contiguous().flatten(1, 2).unbind(0)
-    out = short_attention(q, k, v, bias).view(windows, heads, area, -1)
-    return attn.proj(out.transpose(1, 2).reshape(windows * area, -1))
+    dropout = attn.attn_drop if attn.training else 0.0
+    out = short_attention(q, k, v, bias.expand(windows, -1, -1, -1).flatten(0, 1), dropout)
+    return attn.proj_drop(attn.proj(out.view(windows, heads, area, -1).transpose(1, 2).reshape(windows * area, -1)))
 
 
-def _finish(block: "SwinBlock", part: Tensor, attended: Tensor, places: Tensor, out: Tensor) -> None:
-    """What follows attention, for the (t, C) tokens ``part`` that lie at ``places``."""
-    part += attended
-    part += block.mlp(block.norm2(part))
-    out.index_copy_(0, places, part)
+def _add(part: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """A residual sum; in place where nobody needs the first part any more."""
+    branch = branch if scale is None else branch * scale
+    return part + branch if torch.is_grad_enabled() else part.add_(branch)

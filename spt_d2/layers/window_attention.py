@@ -53,13 +53,13 @@ class WindowAttention(nn.Module):
         if self.shift_size:
             x = x.roll((-self.shift_size, -self.shift_size), dims=(1, 2))
         windows, padded = window_partition(x, self.window_size)
-        windows = self._attend(windows, x.shape[0], padded)
+        windows = self._attend(windows, padded)
         x = window_unpartition(windows, self.window_size, padded, padded)
         if self.shift_size:
             x = x.roll((self.shift_size, self.shift_size), dims=(1, 2))
         return x[:, : size[0], : size[1]]
 
-    def _attend(self, windows: Tensor, batch: int, padded: tuple[int, int]) -> Tensor:
+    def _attend(self, windows: Tensor, padded: tuple[int, int]) -> Tensor:
         n, tokens, dim = windows.shape
         q, k, v = self.qkv(windows).view(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         index = relative_position_index(self.window_size, windows.device)
@@ -69,18 +69,12 @@ class WindowAttention(nn.Module):
             bias = bias + mask[:, None]
         else:
             bias = bias[None]
-        out = self._softmax_attention(q, k, v, bias, batch)
+        out = self._softmax_attention(q, k, v, bias)
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(n, tokens, dim)))
 
-    def _softmax_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, batch: int) -> Tensor:
+    def _softmax_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """(B * windows, h, M^2, d) queries, keys, values and (windows or 1, h, M^2, M^2) bias to the values' shape."""
         dropout = self.attn_drop if self.training else 0.0
-        if q.is_cpu and torch.is_grad_enabled() and bias.requires_grad:
-            # No fused CPU kernel differentiates a bias, and the fallback of scaled_dot_product_attention searches every
-            # row for one with nothing to attend to; a tenth of the block's time.
-            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            weights = (weights.unflatten(0, (batch, -1)) + bias).flatten(0, 1)
-            return F.dropout(weights.softmax(dim=-1), dropout) @ v
         repeats = q.shape[0] // bias.shape[0]
         bias = bias.expand(repeats, -1, -1, -1) if bias.shape[0] == 1 else bias.repeat(repeats, 1, 1, 1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)

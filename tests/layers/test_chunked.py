@@ -1,4 +1,4 @@
-"""Inference a few windows at a time is the function that training runs over whole maps."""
+"""Blocks that run a few windows at a time are the function of whole maps: outputs, gradients, what is dropped."""
 
 import pytest
 import torch
@@ -37,6 +37,7 @@ def both_ways(module: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
 def chunk(request, monkeypatch) -> int:
     """Tokens of a chunk: less than a window, one window, and more than there are."""
     monkeypatch.setattr(chunked, "_CHUNK_TOKENS", request.param)
+    monkeypatch.setattr(chunked, "_CHUNK_TOKENS_TRAINING", request.param)
     monkeypatch.setattr(chunked, "_CHUNK_ELEMENTS", 0)
     return request.param
 
@@ -44,10 +45,40 @@ def chunk(request, monkeypatch) -> int:
 @pytest.mark.parametrize("batch", (1, 3))
 @pytest.mark.parametrize("shift", (0, 3))
 @pytest.mark.parametrize("size", SIZES)
-def test_swin_block(chunk, size, shift, batch):
+def test_swin_block_at_inference(chunk, size, shift, batch):
     block = randomised(SwinBlock(8, 2, 7, shift, qkv_bias=shift == 0))
-    in_chunks, whole = both_ways(block, torch.randn(batch, *size, 8, dtype=torch.float64))
-    torch.testing.assert_close(in_chunks, whole, rtol=1e-12, atol=1e-12)
+    x = torch.randn(batch, *size, 8, dtype=torch.float64)
+    before = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), block.whole_map(x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, before), "the input was written into"
+
+
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("shift", (0, 3))
+@pytest.mark.parametrize("size", SIZES)
+def test_swin_block_and_its_gradients(chunk, size, shift, training):
+    # An image's branches are dropped whole, the same ones for the same random numbers.
+    block = randomised(SwinBlock(8, 2, 7, shift, drop_path=0.5)).train(training)
+    x = torch.randn(4, *size, 8, dtype=torch.float64, requires_grad=True)
+    outward = torch.randn(4, *size, 8, dtype=torch.float64)
+    results = []
+    for forward in (block, block.whole_map):
+        torch.manual_seed(1)
+        out = forward(x)
+        results.append([out, *torch.autograd.grad(out, [x, *block.parameters()], outward)])
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+
+
+def test_dropout_drops_in_chunks_too():
+    block = SwinBlock(8, 2, drop=0.5, attn_drop=0.5).train()
+    x = torch.randn(1, 14, 14, 8)
+    torch.manual_seed(0)
+    first, second = block(x), block(x)
+    assert not torch.equal(first, second) and torch.equal(block.eval()(x), block(x))
+    # Of the attention weights alone.
+    block = SwinBlock(8, 2, attn_drop=0.5).train()
+    assert not torch.equal(block(x), block(x))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -100,4 +131,6 @@ def test_what_drops_or_is_trained_does_not_run_in_chunks():
 
 
 def test_a_chunk_is_as_large_as_the_cache_allows_and_no_smaller_than_pays():
-    assert chunked.chunk_tokens(384) == 1562 and chunked.chunk_tokens(3072) == 1024
+    with torch.no_grad():
+        assert chunked.chunk_tokens(384) == 1562 and chunked.chunk_tokens(3072) == 1024
+    assert chunked.chunk_tokens(384) == 3136

@@ -10,30 +10,41 @@ CPU = torch.device("cpu")
 SIZES = [(14, 21), (13, 20), (7, 7), (8, 7), (3, 5), (1, 1), (28, 1)]
 
 
+@pytest.mark.parametrize("step", (1, 4, 100))
 @pytest.mark.parametrize("shift", (0, 3))
 @pytest.mark.parametrize("size", SIZES)
-def test_windows_hold_the_tokens_that_partitioning_a_rolled_map_puts_there(size, shift):
+def test_windows_hold_the_tokens_that_partitioning_a_rolled_map_puts_there(size, shift, step):
     batch, (height, width) = 2, size
-    plan = window_plan(batch, height, width, 7, shift, CPU)
+    plan = window_plan(batch, height, width, 7, shift, step, CPU)
     tokens = 1 + torch.arange(batch * height * width, dtype=torch.float64).view(batch, height, width, 1)
     padded = torch.nn.functional.pad(tokens, (0, 0, 0, -width % 7, 0, -height % 7)).roll((-shift, -shift), (1, 2))
     windows, padded_size = window_partition(padded, 7)
     expected = windows.squeeze(-1).long() - 1
-    seen = torch.cat((plan.whole, plan.border))
-    # Every window once, whole ones first: as a set of rows.
-    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, expected.tolist()))
-    assert bool((plan.whole >= 0).all())
     masks = torch.zeros(len(expected), 49, 49)
     if shift:
         masks = shifted_window_mask(padded_size, 7, shift, CPU, torch.float32).repeat(batch, 1, 1)
     by_window = {tuple(row): mask for row, mask in zip(expected.tolist(), masks)}
-    assert all(not by_window[tuple(row)].any() for row in plan.whole.tolist())
-    for i, row in enumerate(plan.border.tolist()):
-        mask = torch.zeros(49, 49) if plan.mask is None else plan.mask[i]
-        assert torch.equal(mask, by_window[tuple(row)])
-        assert -1 in row or bool(mask.any()), "a window without padding or mask is not at the border"
+    assert len(by_window) == len(expected)
+    plain = True
+    for chunk in plan.chunks:
+        assert 1 <= chunk.windows <= step
+        slots = torch.full((chunk.windows * 49,), -1, dtype=torch.long)
+        slots[slice(None) if chunk.filled is None else chunk.filled] = chunk.places
+        rows = slots.view(-1, 49)
+        assert (chunk.filled is None) == bool((rows >= 0).all())
+        seen = torch.zeros(len(rows), 49, 49) if chunk.mask is None else chunk.mask
+        for row, mask in zip(rows.tolist(), seen):
+            # Every window once.
+            assert torch.equal(mask, by_window.pop(tuple(row)))
+            whole = -1 not in row and not bool(mask.any())
+            assert whole <= plain, "a whole window comes after one at the border"
+            plain = whole
+    assert not by_window
+    assert torch.equal(plan.order, torch.cat([chunk.places for chunk in plan.chunks]))
+    assert torch.equal(plan.order[plan.inverse], torch.arange(batch * height * width))
 
 
-def test_a_map_of_whole_windows_has_no_border():
-    plan = window_plan(3, 14, 21, 7, 0, CPU)
-    assert plan.whole.shape == (18, 49) and len(plan.border) == 0 and plan.mask is None
+def test_a_map_of_whole_windows_is_one_kind_of_chunk():
+    plan = window_plan(3, 14, 21, 7, 0, 5, CPU)
+    assert [chunk.windows for chunk in plan.chunks] == [5, 5, 5, 3]
+    assert all(chunk.filled is None and chunk.mask is None for chunk in plan.chunks)
