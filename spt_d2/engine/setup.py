@@ -31,19 +31,20 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         ValueError: values that cannot be, each named.
     """
-    return _complete(_read(config_file, opts), opts)
+    return _complete(read_config(config_file, opts), opts)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """:func:`load_config`, then Detectron2's ``default_setup``: logging, seeds, a copy of the config on disk."""
-    cfg = _read(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="spt_d2")
     cfg = _complete(cfg, args.opts)
     default_setup(cfg, args)
     return cfg
 
 
-def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
+def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """What a yaml config, with its bases, and a command line say: nothing is checked, and no data set looked for."""
     cfg = get_cfg()
     add_spt_config(cfg)
     if config_file:

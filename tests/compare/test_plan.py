@@ -1,16 +1,21 @@
 """Plans: what they hold, what they refuse, and what a run of one is told to do."""
 
 import dataclasses
+import hashlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from spt_d2.compare.job import ChangedSettings, Job, build_job, check_settings, run_settings
+from spt_d2.compare.matrix import Matrix
 from spt_d2.compare.overrides import expand, find_config, flatten
 from spt_d2.compare.plan import Budget, DataSet, Plan, Run, Variant
 from spt_d2.compare.plan_file import plan_of_configs, read_plan
+from spt_d2.compare.results import result_path
+from spt_d2.compare.start import checkpoint, checkpoint_digest
 from spt_d2.config import validate_spt_config
 from spt_d2.engine.setup import load_config
 
@@ -20,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PLANS = sorted((ROOT / "projects" / "SPT" / "plans").glob("*.yaml"))
 SWIN = "Shapes-InstanceSegmentation/mask_rcnn_swin_nano_fpn_demo.yaml"
 SPT = "Shapes-InstanceSegmentation/mask_rcnn_spt_nano_fpn_demo.yaml"
+# Of the checkpoint that the results in the repository started from.
+SCREEN_WEIGHTS = "be2c2b7e012414c9e15979c9e335de67183335b061b783a1b3c63a12c9682e2c"
 
 TEXT = f"""
 name: made_up
@@ -101,6 +108,67 @@ def test_settings_name_no_path_of_this_machine_but_what_the_checkpoint_holds(pla
     assert re.fullmatch("[0-9a-f]{64}", settings["weights"])
     # A variant may start from scratch all the same.
     assert run_settings(plan, run_of(plan, "shapes", "topk"))["weights"] == ""
+
+
+def test_a_checkpoint_that_an_override_or_the_config_names_is_part_of_the_settings(plan, monkeypatch, tmp_path):
+    """Whoever names it: it is what the run loads, and what its settings have the content of."""
+    digests = {}
+    for name in ("planned", "override", "config"):
+        (tmp_path / name).write_text(name)
+        digests[name] = hashlib.sha256(name.encode()).hexdigest()
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"_BASE_: {find_config(SPT)}\nMODEL: {{WEIGHTS: {tmp_path / 'config'}}}\n")
+    variants = (plan.variants[0], dataclasses.replace(plan.variants[1], config=str(config)))
+    own = dataclasses.replace(plan, variants=variants)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for weights, override, expected in (
+        (None, {}, "config"),
+        ("", {}, ""),
+        ("~/planned", {}, "planned"),
+        (None, {"MODEL.WEIGHTS": str(tmp_path / "override")}, "override"),
+        ("~/planned", {"MODEL.WEIGHTS": "~/override"}, "override"),
+    ):
+        given = dataclasses.replace(own, weights=weights).restricted(overrides=override)
+        job = build_job(given, run_of(given, "shapes", "spt"), "out", "res")
+        assert job.settings["weights"] == digests.get(expected, ""), (weights, override)
+        assert options_of(job)["MODEL.WEIGHTS"] == (str(tmp_path / expected) if expected else "")
+        assert load_config(job.config_file, job.options).MODEL.WEIGHTS == options_of(job)["MODEL.WEIGHTS"]
+        assert str(tmp_path) not in str(job.settings).replace(str(config), "")
+    assert run_settings(own, run_of(own, "shapes", "dense"))["weights"] == ""
+
+
+def test_a_checkpoint_at_an_address_is_downloaded_for_its_digest(monkeypatch, tmp_path):
+    (tmp_path / "w.pth").write_text("weights")
+    asked = []
+    monkeypatch.setattr(
+        "spt_d2.compare.start.PathManager",
+        SimpleNamespace(get_local_path=lambda place: asked.append(place) or str(tmp_path / "w.pth")),
+    )
+    place = checkpoint(SPT, {}, "https://example.com/w.pkl?matching_heuristics=True")
+    assert place == "https://example.com/w.pkl?matching_heuristics=True"
+    assert checkpoint_digest(place) == hashlib.sha256(b"weights").hexdigest()
+    assert asked == ["https://example.com/w.pkl"]
+
+
+def test_settings_of_earlier_versions_which_did_not_say_what_an_own_checkpoint_holds_are_understood(plan, tmp_path):
+    (tmp_path / "w.pth").write_text("weights")
+    given = plan.restricted(overrides={"MODEL.WEIGHTS": str(tmp_path / "w.pth")})
+    for now, overrides in ((plan, {}), (given, {"MODEL.WEIGHTS": str(tmp_path / "w.pth")})):
+        wanted = run_settings(now, run_of(now, "shapes", "spt"))
+        before = {**wanted, "weights": None, "overrides": {**wanted["overrides"], **overrides}}
+        check_settings(before, wanted, "here")
+        with pytest.raises(ChangedSettings, match="weights: "):
+            check_settings(before, {**wanted, "weights": "ab" * 32}, "here")
+
+
+def test_the_results_in_the_repository_are_finished_runs_of_their_plan(monkeypatch, tmp_path):
+    """Their checkpoint is not here: a file with another content stands for it."""
+    (tmp_path / "dense.safetensors").write_text("weights")
+    monkeypatch.setattr("spt_d2.compare.start.file_digest", lambda path: SCREEN_WEIGHTS)
+    screen = read_plan(ROOT / "projects/SPT/plans/screen.yaml").with_places({}, str(tmp_path / "dense.safetensors"))
+    folder = ROOT / "projects/SPT/results/screen"
+    matrix = Matrix(screen, str(tmp_path), str(folder), 2, 1, lambda line: None)
+    assert {result_path(folder, *run.key) for run in matrix.finished()} == set(folder.glob("*.json"))
 
 
 def test_a_keep_ratio_is_taken_from_the_results_of_the_run_it_is_to_match(plan, tmp_path):

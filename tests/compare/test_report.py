@@ -140,6 +140,13 @@ def test_provenance_names_commits_machines_and_checkpoints():
         assert words in text
 
 
+@pytest.mark.parametrize(
+    "weights, words", [("", "from scratch"), (None, "what the configs name, not recorded"), ("ab" * 32, "ab" * 6)]
+)
+def test_provenance_says_from_scratch_only_where_that_is_known(weights, words):
+    assert provenance([result(weights=weights)]).endswith(f"started from (SHA-256 of the checkpoint): {words}.")
+
+
 def test_the_figure_has_a_panel_for_each_data_set_and_one_pooled():
     one = draw_comparison(report_rows([r for r in three_seeds() if r["data_set"] == "shapes"]), "dense")
     both = draw_comparison(report_rows(three_seeds()), "dense")
