@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from spt_d2.compare.job import run_options, run_settings
 from spt_d2.compare.overrides import find_config
@@ -36,7 +36,8 @@ def check_runs(plan: Plan, runs: Iterable[Run]) -> None:
                 raise ValueError(f"DATASETS.TEST expects one data set. Got {list(cfg.DATASETS.TEST)}.")
             for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
                 _expect_data(name)
-        except (ValueError, OSError, KeyError) as error:
+        # A key that no config has is an AssertionError of yacs.
+        except (ValueError, OSError, KeyError, AssertionError) as error:
             problems[f"{data_set} / {variant}"] = str(error)
     if problems:
         listed = "\n".join(f"{where}: {what}" for where, what in problems.items())
@@ -66,6 +67,11 @@ def check_results(plan: Plan, folder: str | os.PathLike[str]) -> None:
 
 
 def _expect_data(name: str) -> None:
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"DATASETS.TRAIN and TEST expect registered data sets. Got {name!r}.\n"
+            "HINT: a plan names the folder of a set of one's own in 'folder', a command line in --dataset NAME=FOLDER."
+        )
     path = MetadataCatalog.get(name).get("json_file")
     if path is not None and not os.path.isfile(path):
         hint = "\nHINT: datasets/make_shapes.py makes it." if name.startswith("shapes_") else ""

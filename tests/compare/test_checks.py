@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 
 from spt_d2.compare.checks import check_results, check_runs
 from spt_d2.compare.matrix import Matrix
@@ -34,6 +35,20 @@ def test_a_detector_on_data_that_is_there_passes(data_set: DataSet) -> None:
 def test_a_classifier_whose_map_no_column_is_for_is_refused(data_set: DataSet) -> None:
     plan = plan_of(data_set, "VOC-Classification/multilabel_spt_nano_shapes.yaml")
     with pytest.raises(ValueError, match=r"tiny / only: .*expects a detector.*Got .*MultiLabelClassifier(.|\n)*HINT"):
+        check_runs(plan, plan.runs())
+
+
+def test_a_data_set_that_is_not_registered_is_refused_and_not_made_up(data_set: DataSet) -> None:
+    overrides = {**data_set.overrides, "DATASETS.TRAIN": ["tiny_trian"]}
+    plan = plan_of(replace(data_set, overrides=overrides))
+    with pytest.raises(ValueError, match="tiny / only: .* registered data sets. Got 'tiny_trian'"):
+        check_runs(plan, plan.runs())
+    assert "tiny_trian" not in MetadataCatalog
+
+
+def test_a_key_that_no_config_has_is_refused(data_set: DataSet) -> None:
+    plan = plan_of(data_set, **{"SOLVER.BASE_LRR": 1.0})
+    with pytest.raises(ValueError, match="tiny / only: .*SOLVER.BASE_LRR"):
         check_runs(plan, plan.runs())
 
 

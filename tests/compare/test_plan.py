@@ -250,6 +250,19 @@ def test_a_plan_without_a_file_takes_names_from_configs_and_data_sets():
         ({"variants": [{"name": "dense"}]}, "a variant expects the keys"),
         ({"variants": [{"name": "dense", "config": "a", "keep_ratio_of": "dense"}]}, "variants before it"),
         ({"data_sets": [{"name": "shapes", "path": "x"}]}, "a data set expects the keys"),
+        ({"seeds": 3}, "expects in 'seeds' a list of whole numbers. Got 3"),
+        ({"seeds": ["1"]}, r"expects in 'seeds' a list of whole numbers. Got \['1'\]"),
+        ({"seeds": None}, "expects in 'seeds' a list of whole numbers. Got None"),
+        ({"max_iter": "90"}, "expects in 'max_iter' a whole number above 0. Got '90'"),
+        ({"max_iter": 0}, "expects in 'max_iter' a whole number above 0. Got 0"),
+        ({"max_iter": None, "minutes": -1.5}, "expects in 'minutes' a number above 0. Got -1.5"),
+        ({"overrides": [1]}, r"expects in 'overrides' keys of the config with values. Got \[1\]"),
+        ({"weights": 1}, "expects in 'weights' a text. Got 1"),
+        ({"reference": 1}, "expects in 'reference' a text. Got 1"),
+        ({"variants": "dense"}, "expects in 'variants' a list. Got 'dense'"),
+        ({"data_sets": [{"name": "shapes", "overrides": "x"}]}, "a data set expects in 'overrides' keys"),
+        ({"variants": [{"name": "dense", "config": ["a"]}]}, r"a variant expects in 'config' a text. Got \['a'\]"),
+        ({1: 2}, "expects the keys"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(change, message, tmp_path):
@@ -257,6 +270,23 @@ def test_a_plan_that_cannot_be_is_refused(change, message, tmp_path):
     path.write_text(yaml.safe_dump({**yaml.safe_load(TEXT), **change}))
     with pytest.raises(ValueError, match=message):
         read_plan(path)
+
+
+@pytest.mark.parametrize("text", ["name: [", "name: a: b", "[1, 2]", ""])
+def test_a_file_that_is_no_plan_is_refused_by_its_name(text, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"The plan {path} expects "):
+        read_plan(path)
+
+
+def test_a_part_of_a_plan_has_all_runs_that_keep_ratios_come_from():
+    """The third takes its ratio from the second, which takes its own from the first."""
+    chain = [Variant("dense", "d.yaml"), Variant("a", "a.yaml"), Variant("b", "b.yaml", keep_ratio_of="a")]
+    chain += [Variant("c", "c.yaml", keep_ratio_of="b"), Variant("other", "o.yaml", keep_ratio_of="a")]
+    plan = Plan("chain", (DataSet("shapes"),), tuple(chain), (0,), "dense")
+    assert plan.restricted(variants=["c"]).only == ("dense", "a", "b", "c")
+    assert plan.restricted(variants=["b"]).only == ("dense", "a", "b")
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
