@@ -101,10 +101,15 @@ def perform(job: Job) -> dict[str, Any]:
 
 
 def with_iterations(cfg: CfgNode, iterations: int) -> CfgNode:
-    """The config with another length of training; the steps of the learning rate keep their places relative to it."""
+    """
+    The config with another length of training; the steps of the learning rate keep their places relative to it.
+
+    Of a short one, steps that fall on its ends or on each other are left out.
+    """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SOLVER.STEPS = tuple(round(step * iterations / cfg.SOLVER.MAX_ITER) for step in cfg.SOLVER.STEPS)
+    steps = {round(step * iterations / cfg.SOLVER.MAX_ITER) for step in cfg.SOLVER.STEPS}
+    cfg.SOLVER.STEPS = tuple(sorted(step for step in steps if 0 < step < iterations))
     cfg.SOLVER.MAX_ITER = iterations
     cfg.freeze()
     return cfg
