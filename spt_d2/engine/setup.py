@@ -12,7 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from spt_d2.config import add_spt_config, validate_spt_config
 from spt_d2.data import setup_datasets
-from spt_d2.engine.batch_scale import scale_batch
+from spt_d2.engine.batch_scale import scale_batch, whole_factor_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,10 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_spt_config(cfg)
     if config_file:
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(list(opts))
+        with whole_factor_allowed(cfg):
+            cfg.merge_from_file(config_file)
+    with whole_factor_allowed(cfg):
+        cfg.merge_from_list(list(opts))
     return cfg
 
 
