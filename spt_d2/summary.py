@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from spt_d2.analysis.model_report import text_table
 from spt_d2.evaluation import selection_summary
 
 
@@ -82,14 +83,7 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
             )
     rows.append(_row("backbone, 10^9 multiply-adds an image", summaries, "macs_g", "executed", unit=1.0, digits=3))
     rows.append(_row("training, minutes", summaries, "train_seconds", unit=1 / 60, digits=1))
-    header = ["", *summaries]
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = [
-        "   ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-        for row in (header, *rows)
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(line.rstrip() for line in lines)
+    return text_table(["", *summaries], rows)
 
 
 _AP_ROWS = (

@@ -366,6 +366,67 @@ def test_another_config_trains_on_its_own_data_set(
     assert_drawn(pixels(folder / "selection.png"))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "Shapes-InstanceSegmentation").glob("*.yaml")))
+def test_shapes_is_made_for_every_config_that_names_it_itself_or_by_its_bases(path: Path, demo: ModuleType) -> None:
+    assert demo.needs_shapes(demo.read_config(str(path)))
+    elsewhere = ["DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TEST", "('coco_2017_val',)"]
+    assert not demo.needs_shapes(demo.read_config(str(path), elsewhere))
+
+
+def test_shapes_is_not_made_for_a_config_that_only_speaks_of_it(demo: ModuleType, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("# Unlike shapes_train.\nDATASETS: {TRAIN: [my_shapes], TEST: [shapes_of_mine]}\n")
+    assert not demo.needs_shapes(demo.read_config(str(mine)))
+    assert demo.needs_shapes(demo.read_config(str(mine), ["DATASETS.TEST", "('shapes_val',)"]))
+
+
+# Other models
+
+
+def test_a_model_of_detectron2s_own_is_trained_and_drawn_without_selections(
+    demo: ModuleType, shapes: Path, tmp_path: Path
+) -> None:
+    run = run_demo(demo, tmp_path / "stock", "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
+    assert run.summary["selection"]["keep_ratio"] is None and run.summary["box"]["AP"] is not None
+    assert 6 * demo.PANEL > pixels(run.folder / "selection.png").shape[1] >= 4 * demo.PANEL
+    assert_drawn(pixels(run.folder / "selection.png"))
+
+
+def test_an_oracle_is_drawn_with_the_labels_that_it_selects_by(demo: ModuleType, shapes: Path, tmp_path: Path) -> None:
+    """Over a plain ViT, whose blocks select too: the table is to call it by its kind."""
+    config = ROOT / "configs" / "Shapes-InstanceSegmentation" / "mask_rcnn_spa_vit_nano_fpn_oracle.yaml"
+    run = run_demo(demo, tmp_path / "oracle", "--config-file", str(config))
+    assert run.summary["selection"]["retention"] == 1.0 and run.summary["selection"]["keep_ratio"] < 1
+    assert pixels(run.folder / "selection.png").shape[1] >= 6 * demo.PANEL
+    header = next(line for line in run.terminal.splitlines() if line.strip() in ("select and pack", "dense"))
+    assert header.split() == ["select", "and", "pack"]
+
+
+def test_a_classifier_is_refused_before_anything_is_removed_or_made(demo: ModuleType, tmp_path: Path) -> None:
+    for name in ("config.yaml", "summary.json"):
+        (tmp_path / name).touch()
+    config = ROOT / "configs" / "VOC-Classification" / "multilabel_spt_nano_shapes.yaml"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="HINT: projects/SPT/train_net.py"):
+        patch.setattr(demo, "prepare_shapes", pytest.fail)
+        demo.main(["--config-file", str(config), "--output", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "summary.json"]
+
+
+def test_the_summary_of_a_training_is_written_whatever_becomes_of_its_pictures(
+    demo: ModuleType, shapes: Path, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no picture")
+
+    with as_a_program(), pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="no picture"):
+        patch.setattr(sys, "__stdout__", io.StringIO())
+        patch.setattr(demo, "train", lambda cfg, resume: ({"bbox": {"AP": 12.5}}, 90.0))
+        patch.setattr(demo, "build_predictor", fail)
+        demo.main(["--output", str(tmp_path), *SMALL])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["box"], summary["train_seconds"]) == ({"AP": 12.5}, 90.0)
+
+
 # The command line
 
 

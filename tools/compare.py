@@ -13,6 +13,7 @@ checkpoint. A run that fails does not end the others. docs/experiments.md explai
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -74,8 +75,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("expects one of PLAN.yaml, --configs and --report")
     if args.configs and not args.dataset:
         parser.error("--configs expects --dataset")
+    if args.dataset and not args.configs:
+        parser.error("--dataset goes with --configs; a plan names its own")
+    if args.plan is None and (args.variants or args.data):
+        parser.error("--variants and --data are of a plan. Got none")
     if args.max_iter is not None and args.minutes is not None:
         parser.error("expects one of --max-iter and --minutes")
+    for option, given in (("--max-iter", args.max_iter), ("--minutes", args.minutes)):
+        if given is not None and not 0 < given < math.inf:
+            parser.error(f"{option} expects a number above 0. Got {given}")
     if any("=" not in given for given in args.data):
         parser.error(f"--data expects NAME=FOLDER. Got {' '.join(args.data)}")
     if len(args.overrides) % 2:
@@ -87,7 +95,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_plan(args: argparse.Namespace) -> Plan:
     """The plan that the command line names, or makes."""
-    budget = Budget(args.max_iter, args.minutes) if args.max_iter or args.minutes else None
+    budget = None if args.max_iter is None and args.minutes is None else Budget(args.max_iter, args.minutes)
     overrides = dict(zip(args.overrides[0::2], args.overrides[1::2]))
     if args.plan is None:
         return plan_of_configs(
@@ -111,12 +119,17 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
     threads = args.threads or max(1, available_cores() // args.jobs)
     say(f"{plan.name}: checkpoints and logs in {os.path.relpath(output)}, results in {os.path.relpath(results)}")
     failed = Matrix(plan, output, results, args.jobs, threads, say, args.period).perform()
-    if os.path.isdir(results):
-        report(results, args)
     for (data_set, variant, seed), why in failed.items():
         say(f"FAILED: {data_set} / {variant} / seed {seed}: {why}")
     if failed:
         say("The same command runs them again, from their checkpoints.")
+    try:
+        report(results, args)
+    except (ValueError, OSError) as error:
+        # Without the reference there are no differences to report, and what failed has been said.
+        if not failed:
+            raise
+        say(f"No report: {error}")
     return 1 if failed else 0
 
 

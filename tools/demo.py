@@ -36,11 +36,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
 
 from spt_d2 import get_config_file
+from spt_d2.config import classifies
 from spt_d2.curves import draw_curves, read_metrics
+from spt_d2.data import build_mapper
 from spt_d2.data.datasets import dataset_root
 from spt_d2.engine.initial import dense_twin, initial_weights, load_agreeing
 from spt_d2.engine.progress import ProgressWriter, TerminalHandler, TrainingClock, duration
-from spt_d2.engine.setup import setup
+from spt_d2.engine.setup import read_config, setup
 from spt_d2.engine.trainer import Trainer
 from spt_d2.predictor import SelectionPredictor, build_predictor
 from spt_d2.provenance import code_commit
@@ -94,6 +96,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def shown(path: Path) -> str:
     """A path as one would type it here."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def needs_shapes(cfg: CfgNode) -> bool:
+    """Whether the config's data sets are those that ``datasets/make_shapes.py`` makes."""
+    return not {"shapes_train", "shapes_val"}.isdisjoint((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+
+
+def expect_detector(cfg: CfgNode) -> None:
+    """
+    Raises:
+        SystemExit: a classifier, which has no boxes for the table and the pictures.
+    """
+    if classifies(cfg):
+        raise SystemExit(
+            f"The demo expects a detector in MODEL.META_ARCHITECTURE. Got {cfg.MODEL.META_ARCHITECTURE!r}.\n"
+            "HINT: projects/SPT/train_net.py trains and evaluates a classifier."
+        )
 
 
 def prepare_shapes() -> None:
@@ -175,25 +194,36 @@ def pick_records(name: str, number: int) -> list[dict]:
 
 def draw_examples(cfg: CfgNode, predictor: SelectionPredictor, number: int = 6) -> np.ndarray:
     """A grid: ground truth, predictions and, where the backbone selects, the heat map."""
-    rows, blocks = [], 0
+    rows, blocks, mapper = [], 0, build_mapper(cfg, is_train=False)
     for record in pick_records(cfg.DATASETS.TEST[0], number):
         # As the mapper reads it: turned as its EXIF says, and an error where it cannot be read.
         image = read_image(record["file_name"], "BGR")
-        output = predictor(image)
+        # With the labels that an oracle selects by.
+        inputs = mapper(record)
+        with torch.no_grad():
+            output = predictor.model([inputs])[0]
         rgb = np.ascontiguousarray(image[..., ::-1])
         scale = PANEL / max(rgb.shape[:2])
         row = [
             draw_ground_truth(rgb, record, predictor.metadata, scale=scale),
             draw_predictions(rgb, output["instances"], predictor.metadata, scale=scale),
         ]
-        deciding = [block for block in output["selection"].blocks if block.keep_mask is not None]
+        # A model of Detectron2's own has none to return.
+        selection = output.get("selection")
+        deciding = [block for block in selection.blocks if block.keep_mask is not None] if selection else []
         if deciding:
             blocks = len(deciding)
-            row.append(draw_selection(rgb, output["selection"], output["input_size"]))
+            row.append(draw_selection(rgb, selection, inputs["image"].shape[1:]))
         rows.append(row)
     titles = ["ground truth", "predictions", *(["selection"] if blocks else [])]
     legend = heat_legend(2 * PANEL, blocks) if blocks else None
     return picture_grid(rows, titles, groups=2, legend=legend)
+
+
+def is_dense(cfg: CfgNode) -> bool:
+    """Whether no block of the config's backbone selects."""
+    name = cfg.MODEL.BACKBONE.NAME
+    return "spt" not in name and not ("vit" in name and cfg.MODEL.VIT.SPA_BLOCKS)
 
 
 def compare(output: Path, summary: dict, dense: bool) -> None:
@@ -219,22 +249,25 @@ def main(argv: list[str] | None = None) -> dict:
     warnings.simplefilter("ignore")
     for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    merged = read_config(args.config_file, args.opts)
+    expect_detector(merged)
     if not args.resume:
         clear_output(args.output)
-    if "shapes" in Path(args.config_file).read_text() or args.config_file in map(get_config_file, CONFIGS.values()):
+    if needs_shapes(merged):
         prepare_shapes()
     cfg = quiet_setup(args)
 
     # Programs of COCO print to the terminal; their tables are in log.txt as well.
     with contextlib.redirect_stdout(io.StringIO()):
         results, seconds = train(cfg, args.resume)
+        # Before anything else that can fail: it is what the time was spent for.
+        summary = summarize(results, seconds, code_commit())
+        write_summary(args.output / "summary.json", summary)
         say("Drawing")
         predictor = build_predictor(cfg, str(args.output / "model_final.pth"))
         save_picture(args.output / "selection.png", draw_examples(cfg, predictor))
         save_picture(args.output / "curves.png", draw_curves(read_metrics(args.output / "metrics.json")))
-    summary = summarize(results, seconds, code_commit())
-    write_summary(args.output / "summary.json", summary)
-    compare(args.output, summary, dense="spt" not in cfg.MODEL.BACKBONE.NAME)
+    compare(args.output, summary, is_dense(cfg))
     for name in ("summary.json", "selection.png", "curves.png", "log.txt"):
         say(shown(args.output / name))
     say(f"{duration(time.perf_counter() - begin)} in all")

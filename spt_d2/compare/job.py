@@ -10,7 +10,7 @@ from typing import Any
 from spt_d2.compare.overrides import as_options, expand, find_config, plain
 from spt_d2.compare.plan import Budget, DataSet, Plan, Run, Variant
 from spt_d2.compare.results import read_result, result_path
-from spt_d2.provenance import file_digest
+from spt_d2.compare.start import KEY, checkpoint, checkpoint_digest
 from spt_d2.summary import read_summary, write_summary
 
 JOB_FILE = "run.json"
@@ -110,8 +110,14 @@ def build_job(plan: Plan, run: Run, output: str, results: str, concurrent: int =
 
 
 def run_settings(plan: Plan, run: Run) -> dict[str, Any]:
-    """What makes a run what it is, as JSON has it. Of the checkpoint its content stands there and not its place."""
-    weights = plan.weights_of(run.data_set, run.variant)
+    """
+    What makes a run what it is, as JSON has it.
+
+    Of the checkpoint its content stands there and not its place: ``weights`` is its digest, "" where the run starts
+    from scratch.
+    """
+    overrides = plan.overrides_of(run.data_set, run.variant)
+    start = checkpoint(run.variant.config, overrides, plan.weights_of(run.data_set, run.variant))
     return {
         "plan": plan.name,
         "data_set": run.data_set.name,
@@ -119,9 +125,9 @@ def run_settings(plan: Plan, run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "reference": plan.reference,
         "config": run.variant.config,
-        "overrides": plain(plan.overrides_of(run.data_set, run.variant)),
+        "overrides": plain({key: value for key, value in overrides.items() if key != KEY}),
         "keep_ratio_of": run.variant.keep_ratio_of,
-        "weights": file_digest(expand(weights)) if weights else weights,
+        "weights": checkpoint_digest(start),
         "budget": asdict(plan.budget_of(run)),
     }
 
@@ -137,10 +143,9 @@ def run_options(plan: Plan, data_set: DataSet, variant: Variant) -> list[Any]:
         ]
         given["DATASETS.TRAIN"] = [f"{data_set.name}_train"]
         given["DATASETS.TEST"] = [f"{data_set.name}_val"]
-    weights = plan.weights_of(data_set, variant)
-    if weights is not None:
-        given["MODEL.WEIGHTS"] = os.path.abspath(os.path.expanduser(expand(weights))) if weights else ""
-    return as_options({**given, **plan.overrides_of(data_set, variant)})
+    overrides = plan.overrides_of(data_set, variant)
+    start = checkpoint(variant.config, overrides, plan.weights_of(data_set, variant))
+    return as_options({**given, **overrides, KEY: start})
 
 
 def measured_keep_ratio(run: Run, results: str) -> float:
@@ -176,7 +181,11 @@ def check_settings(before: Mapping[str, Any], wanted: Mapping[str, Any], where: 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Key by key, with overrides one by one; without a keep ratio that was measured."""
-    overrides = dict(settings["overrides"])
+    overrides, weights = dict(settings["overrides"]), settings["weights"]
     if settings["keep_ratio_of"] is not None:
         overrides.pop("MODEL.SPT.KEEP_RATIO", None)
-    return {**{key: value for key, value in settings.items() if key != "overrides"}, **overrides}
+    # Earlier versions noted the content of a checkpoint that the plan named, not of one that the config did.
+    if weights is None or KEY in overrides:
+        weights = checkpoint_digest(checkpoint(settings["config"], overrides))
+        overrides.pop(KEY, None)
+    return {**{key: value for key, value in settings.items() if key != "overrides"}, "weights": weights, **overrides}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spt_d2.compare.checks import check_runs
+from spt_d2.compare.checks import check_results, check_runs
 from spt_d2.compare.job import BUSY, Job, build_job, check_settings, run_settings
 from spt_d2.compare.plan import Plan, Run
 from spt_d2.compare.progress import describe_result, estimate_left, progress_of
@@ -89,10 +89,11 @@ class Matrix:
             for each run that has no results in the end, why.
 
         Raises:
-            ValueError: before anything is run: results made with other settings, configs that cannot be, files that are
-                not there.
+            ValueError: before anything is run: results of another comparison or made with other settings, configs that
+                cannot be, files that are not there.
             KeyboardInterrupt: after the processes were ended.
         """
+        check_results(self.plan, self.results)
         done = {run.key for run in self.finished()}
         waiting = [run for run in self.plan.runs() if run.key not in done]
         self.total, self.done = len(done) + len(waiting), len(done)

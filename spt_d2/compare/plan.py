@@ -181,7 +181,10 @@ class Plan:
             if unknown:
                 raise ValueError(f"The plan '{self.name}' expects some of its variants {names}. Got {unknown}.")
             wanted = {reference, *variants}
-            wanted |= {v.keep_ratio_of for v in self.variants if v.name in wanted and v.keep_ratio_of is not None}
+            # Each takes its keep ratio from one before it.
+            for variant in reversed(self.variants):
+                if variant.name in wanted and variant.keep_ratio_of is not None:
+                    wanted.add(variant.keep_ratio_of)
             only = tuple(name for name in names if name in wanted)
         return replace(
             self,

@@ -1,7 +1,8 @@
 """Read a plan from a yaml file, or make one of what a command line says."""
 
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,23 @@ from spt_d2.compare.plan import Budget, DataSet, Plan, Variant
 _PLAN_KEYS = {"name", "reference", "seeds", "overrides", "weights", "data_sets", "variants", "max_iter", "minutes"}
 _DATA_KEYS = {"name", "folder", "overrides", "weights", "max_iter", "minutes"}
 _VARIANT_KEYS = {"name", "config", "overrides", "weights", "keep_ratio_of"}
+# What a value is, in words and as a check. Of keys not named here: a text.
+_TEXT = "a text", lambda value: isinstance(value, str)
+_TEXT_OR_NOTHING = "a text", lambda value: value is None or isinstance(value, str)
+_LIST = "a list", lambda value: isinstance(value, list)
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "seeds": ("a list of whole numbers", lambda value: isinstance(value, list) and all(type(s) is int for s in value)),
+    "max_iter": ("a whole number above 0", lambda value: value is None or (type(value) is int and value > 0)),
+    "minutes": (
+        "a number above 0", lambda value: value is None or (type(value) in (int, float) and 0 < value < math.inf),
+    ),
+    "overrides": ("keys of the config with values", lambda value: value is None or isinstance(value, Mapping)),
+    "data_sets": _LIST,
+    "variants": _LIST,
+    "folder": _TEXT_OR_NOTHING,
+    "weights": _TEXT_OR_NOTHING,
+    "keep_ratio_of": _TEXT_OR_NOTHING,
+}  # fmt: skip
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
@@ -20,11 +38,15 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     Read a plan from a yaml file; ``projects/SPT/plans`` has examples.
 
     Raises:
-        ValueError: a key not known or missing, a name twice or not fit for a file, a reference that is no variant.
+        ValueError: no yaml; a key not known or missing, or a value that it cannot have; a name twice or not fit for a
+            file; a reference that is no variant.
     """
-    with open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
     where = f"The plan {os.fspath(path)}"
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{where} expects yaml. {error}") from error
     _expect_keys(content, _PLAN_KEYS, {"name", "data_sets", "variants"}, where)
     data_sets, variants = [], []
     for entry in content["data_sets"]:
@@ -50,15 +72,19 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
 def _budget(content: Mapping[str, Any], where: str) -> Budget:
     budget = Budget(content.get("max_iter"), content.get("minutes"))
     given = [value for value in (budget.max_iter, budget.minutes) if value is not None]
-    if len(given) > 1 or any(value <= 0 for value in given):
-        raise ValueError(f"{where} expects max_iter or minutes, not both, above 0. Got {asdict(budget)}.")
+    if len(given) > 1:
+        raise ValueError(f"{where} expects max_iter or minutes, not both. Got {asdict(budget)}.")
     return budget
 
 
 def _expect_keys(content: Any, known: set[str], needed: set[str], where: str) -> None:
     if not isinstance(content, Mapping) or not needed <= content.keys() <= known:
-        got = sorted(content) if isinstance(content, Mapping) else content
+        got = list(content) if isinstance(content, Mapping) else content
         raise ValueError(f"{where} expects the keys {sorted(needed)}, and of {sorted(known - needed)}. Got {got}.")
+    for key, value in content.items():
+        what, allows = _VALUES.get(key, _TEXT)
+        if not allows(value):
+            raise ValueError(f"{where} expects in '{key}' {what}. Got {value!r}.")
 
 
 def plan_of_configs(

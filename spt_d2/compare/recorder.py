@@ -10,33 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
+
+from spt_d2.engine.progress import TrainingClock
 
 PROGRESS_FILE = "progress.json"
 
 
-class RunRecord(HookBase):
+class RunRecord(TrainingClock):
     """
     Seconds of each iteration, and the peak of memory, over all the sessions of a run that was resumed.
 
-    Evaluation and the writing of checkpoints are not counted.
-
     Attributes:
-        seconds: of each iteration.
+        each: seconds of each iteration; ``seconds`` is their sum.
     """
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        super().__init__()
+        self.each: list[float] = []
         self._memory = 0.0
-        self._start = 0.0
 
-    def before_step(self) -> None:
-        self._start = time.perf_counter()
-
-    def after_step(self) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
+    def count(self, seconds: float) -> None:
+        """See :meth:`TrainingClock.count`."""
+        super().count(seconds)
+        self.each.append(seconds)
 
     @property
     def memory(self) -> float:
@@ -44,10 +42,11 @@ class RunRecord(HookBase):
         return max(self._memory, peak_memory())
 
     def state_dict(self) -> dict:
-        return {"seconds": list(self.seconds), "memory": self.memory}
+        return {"seconds": list(self.each), "memory": self.memory}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.seconds, self._memory = list(state_dict["seconds"]), state_dict["memory"]
+        self.each, self._memory = list(state_dict["seconds"]), state_dict["memory"]
+        self.seconds = sum(self.each)
 
 
 class ProgressFile(EventWriter):

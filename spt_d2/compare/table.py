@@ -35,7 +35,7 @@ def provenance(results: Sequence[Result]) -> str:
     commits = _distinct(results, lambda r: (r["commit"] or "unknown commit")[:7] + _dirty(r["commit"]))
     machines = _distinct(results, lambda r: _machine(r["machine"]))
     iterations = _distinct(results, lambda r: f"{r['iterations']} on {r['data_set']}")
-    weights = _distinct(results, lambda r: f"{r['weights'][:12]}" if r["weights"] else "from scratch")
+    weights = _distinct(results, lambda r: _start(r["weights"]))
     dates = sorted(r["date"][:10] for r in results)
     days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return (
@@ -106,6 +106,13 @@ def _line(cells: Sequence[str]) -> str:
 
 def _distinct(results: Sequence[Result], say: Callable[[Result], str]) -> str:
     return ", ".join(dict.fromkeys(say(result) for result in results))
+
+
+def _start(weights: str | None) -> str:
+    if weights is None:
+        # Of a results file of an earlier version.
+        return "what the configs name, not recorded"
+    return weights[:12] or "from scratch"
 
 
 def _dirty(commit: str | None) -> str:

@@ -87,12 +87,12 @@ def perform(job: Job) -> dict[str, Any]:
     return {
         **job.settings,
         "order": list(job.order),
-        **summarize(evaluated, sum(record.seconds), commit),
+        **summarize(evaluated, record.seconds, commit),
         "machine": {**machine(cfg.MODEL.DEVICE), "concurrent_runs": job.concurrent},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "iterations": trainer.max_iter,
         "parameters": parameter_counts(trainer.model),
-        "seconds_per_iteration": statistics.median(record.seconds),
+        "seconds_per_iteration": statistics.median(record.each),
         "forward_ms": forward_milliseconds(trainer.model, Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])),
         "peak_memory_mb": record.memory,
         # Of this session alone, where the run was resumed: what it takes besides the training iterations shows here.
@@ -101,10 +101,15 @@ def perform(job: Job) -> dict[str, Any]:
 
 
 def with_iterations(cfg: CfgNode, iterations: int) -> CfgNode:
-    """The config with another length of training; the steps of the learning rate keep their places relative to it."""
+    """
+    The config with another length of training; the steps of the learning rate keep their places relative to it.
+
+    Of a short one, steps that fall on its ends or on each other are left out.
+    """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SOLVER.STEPS = tuple(round(step * iterations / cfg.SOLVER.MAX_ITER) for step in cfg.SOLVER.STEPS)
+    steps = {round(step * iterations / cfg.SOLVER.MAX_ITER) for step in cfg.SOLVER.STEPS}
+    cfg.SOLVER.STEPS = tuple(sorted(step for step in steps if 0 < step < iterations))
     cfg.SOLVER.MAX_ITER = iterations
     cfg.freeze()
     return cfg
@@ -133,7 +138,7 @@ def _time_iterations(cfg: CfgNode) -> float:
         trial.freeze()
         trainer = RunTrainer(trial)
         trainer.train()
-    return statistics.median(trainer.record.seconds[_WARMUP:])
+    return statistics.median(trainer.record.each[_WARMUP:])
 
 
 def keep_final_weights(folder: Path) -> None:

@@ -6,12 +6,35 @@ Detectron2's ``SOLVER.REFERENCE_WORLD_SIZE`` does the same where the number of G
 images as before; the two may be combined.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from omegaconf import DictConfig, OmegaConf
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def whole_factor_allowed(cfg: CfgNode) -> Iterator[None]:
+    """
+    A context in which a merge may bring 2 for ``SOLVER.BATCH_SCALE``, where yacs would ask for 2.0.
+
+    Args:
+        cfg: changed in place: the factor is a float afterwards.
+
+    Raises:
+        ValueError: no number was merged.
+    """
+    node, before = cfg.SOLVER, cfg.SOLVER.BATCH_SCALE
+    # Of what is None yacs lets a merge change the type.
+    node.BATCH_SCALE = None
+    yield
+    merged = before if node.BATCH_SCALE is None else node.BATCH_SCALE
+    if type(merged) not in (int, float):
+        raise ValueError(f"SOLVER.BATCH_SCALE expects a number. Got {merged!r}.")
+    node.BATCH_SCALE = float(merged)
 
 
 def scale_batch(cfg: CfgNode) -> None:

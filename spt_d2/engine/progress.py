@@ -32,7 +32,11 @@ class TrainingClock(HookBase):
         self._start = time.perf_counter()
 
     def after_step(self) -> None:
-        self.seconds += time.perf_counter() - self._start
+        self.count(time.perf_counter() - self._start)
+
+    def count(self, seconds: float) -> None:
+        """Take note of what an iteration took."""
+        self.seconds += seconds
 
     def state_dict(self) -> dict:
         return {"seconds": self.seconds}

@@ -12,7 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from spt_d2.config import add_spt_config, validate_spt_config
 from spt_d2.data import setup_datasets
-from spt_d2.engine.batch_scale import scale_batch
+from spt_d2.engine.batch_scale import scale_batch, whole_factor_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -31,24 +31,27 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         ValueError: values that cannot be, each named.
     """
-    return _complete(_read(config_file, opts), opts)
+    return _complete(read_config(config_file, opts), opts)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """:func:`load_config`, then Detectron2's ``default_setup``: logging, seeds, a copy of the config on disk."""
-    cfg = _read(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="spt_d2")
     cfg = _complete(cfg, args.opts)
     default_setup(cfg, args)
     return cfg
 
 
-def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
+def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """What a yaml config, with its bases, and a command line say: nothing is checked, and no data set looked for."""
     cfg = get_cfg()
     add_spt_config(cfg)
     if config_file:
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(list(opts))
+        with whole_factor_allowed(cfg):
+            cfg.merge_from_file(config_file)
+    with whole_factor_allowed(cfg):
+        cfg.merge_from_list(list(opts))
     return cfg
 
 

@@ -116,7 +116,12 @@ def _status(row: Row, records: Sequence[Record]) -> str:
 
 
 def _matching(row: Row, records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if record.config == row.config and record.data["test"] == row.data]
+    """Records of the row's config as it is: with other keys it would be another experiment."""
+    return [
+        record
+        for record in records
+        if record.config == row.config and record.data["test"] == row.data and record.as_configured
+    ]
 
 
 def _backbone_table(size: str, paper: Mapping[str, Table]) -> str:

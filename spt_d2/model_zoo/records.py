@@ -4,11 +4,12 @@ import datetime
 import json
 import math
 import os
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from spt_d2.compare.statistics import estimate
 
 # Key in a file: title of a column, digits after the point.
 METRICS = {
@@ -22,6 +23,8 @@ METRICS = {
     "backbone_ms": ("backbone, ms", 1),
     "peak_memory_mb": ("peak memory, MB", 0),
 }
+# Overrides that make no other config, of yaml and LazyConfig.
+_HARMLESS = {"SEED", "MODEL.WEIGHTS", "train.seed", "train.init_checkpoint"}
 _NEEDED = ("config", "overrides", "data", "hardware", "commit", "date", "seeds", "command", "metrics")
 
 
@@ -59,11 +62,18 @@ class Record:
         values = self.metrics.get(metric)
         if not values:
             return ""
-        digits = METRICS[metric][1]
-        mean = f"{statistics.fmean(values):.{digits}f}"
-        if len(values) == 1:
-            return mean
-        return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
+        found, digits = estimate(values), METRICS[metric][1]
+        mean = f"{found.mean:.{digits}f}"
+        return mean if found.error is None else f"{mean} ± {found.error:.{digits}f}"
+
+    @property
+    def as_configured(self) -> bool:
+        """Whether the config was run as it is: of overrides a seed and a checkpoint to start from at most."""
+        if self.config.endswith(".py"):
+            keys = [override.partition("=")[0] for override in self.overrides]
+        else:
+            keys = list(self.overrides[0::2])
+        return _HARMLESS.issuperset(keys)
 
     @property
     def provenance(self) -> str:

@@ -19,7 +19,7 @@ def result(data_set="shapes", variant="dense", seed=0, box=40.0, segm=None, **ch
         "config": f"{variant}.yaml",
         "overrides": {},
         "keep_ratio_of": None,
-        "weights": None,
+        "weights": "",
         "budget": {"max_iter": 100, "minutes": None},
         "box": {"AP": box, "AP50": box + 20, "AP75": box - 5, "APs": box - 10, "APm": box, "APl": None},
         "segm": {} if segm is None else {"AP": segm, "AP50": segm + 20, "APs": 1.0, "APm": 2.0, "APl": 3.0},

@@ -1,16 +1,21 @@
 """Plans: what they hold, what they refuse, and what a run of one is told to do."""
 
 import dataclasses
+import hashlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from spt_d2.compare.job import ChangedSettings, Job, build_job, check_settings, run_settings
+from spt_d2.compare.matrix import Matrix
 from spt_d2.compare.overrides import expand, find_config, flatten
 from spt_d2.compare.plan import Budget, DataSet, Plan, Run, Variant
 from spt_d2.compare.plan_file import plan_of_configs, read_plan
+from spt_d2.compare.results import result_path
+from spt_d2.compare.start import checkpoint, checkpoint_digest
 from spt_d2.config import validate_spt_config
 from spt_d2.engine.setup import load_config
 
@@ -20,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PLANS = sorted((ROOT / "projects" / "SPT" / "plans").glob("*.yaml"))
 SWIN = "Shapes-InstanceSegmentation/mask_rcnn_swin_nano_fpn_demo.yaml"
 SPT = "Shapes-InstanceSegmentation/mask_rcnn_spt_nano_fpn_demo.yaml"
+# Of the checkpoint that the results in the repository started from.
+SCREEN_WEIGHTS = "be2c2b7e012414c9e15979c9e335de67183335b061b783a1b3c63a12c9682e2c"
 
 TEXT = f"""
 name: made_up
@@ -103,6 +110,67 @@ def test_settings_name_no_path_of_this_machine_but_what_the_checkpoint_holds(pla
     assert run_settings(plan, run_of(plan, "shapes", "topk"))["weights"] == ""
 
 
+def test_a_checkpoint_that_an_override_or_the_config_names_is_part_of_the_settings(plan, monkeypatch, tmp_path):
+    """Whoever names it: it is what the run loads, and what its settings have the content of."""
+    digests = {}
+    for name in ("planned", "override", "config"):
+        (tmp_path / name).write_text(name)
+        digests[name] = hashlib.sha256(name.encode()).hexdigest()
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"_BASE_: {find_config(SPT)}\nMODEL: {{WEIGHTS: {tmp_path / 'config'}}}\n")
+    variants = (plan.variants[0], dataclasses.replace(plan.variants[1], config=str(config)))
+    own = dataclasses.replace(plan, variants=variants)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for weights, override, expected in (
+        (None, {}, "config"),
+        ("", {}, ""),
+        ("~/planned", {}, "planned"),
+        (None, {"MODEL.WEIGHTS": str(tmp_path / "override")}, "override"),
+        ("~/planned", {"MODEL.WEIGHTS": "~/override"}, "override"),
+    ):
+        given = dataclasses.replace(own, weights=weights).restricted(overrides=override)
+        job = build_job(given, run_of(given, "shapes", "spt"), "out", "res")
+        assert job.settings["weights"] == digests.get(expected, ""), (weights, override)
+        assert options_of(job)["MODEL.WEIGHTS"] == (str(tmp_path / expected) if expected else "")
+        assert load_config(job.config_file, job.options).MODEL.WEIGHTS == options_of(job)["MODEL.WEIGHTS"]
+        assert str(tmp_path) not in str(job.settings).replace(str(config), "")
+    assert run_settings(own, run_of(own, "shapes", "dense"))["weights"] == ""
+
+
+def test_a_checkpoint_at_an_address_is_downloaded_for_its_digest(monkeypatch, tmp_path):
+    (tmp_path / "w.pth").write_text("weights")
+    asked = []
+    monkeypatch.setattr(
+        "spt_d2.compare.start.PathManager",
+        SimpleNamespace(get_local_path=lambda place: asked.append(place) or str(tmp_path / "w.pth")),
+    )
+    place = checkpoint(SPT, {}, "https://example.com/w.pkl?matching_heuristics=True")
+    assert place == "https://example.com/w.pkl?matching_heuristics=True"
+    assert checkpoint_digest(place) == hashlib.sha256(b"weights").hexdigest()
+    assert asked == ["https://example.com/w.pkl"]
+
+
+def test_settings_of_earlier_versions_which_did_not_say_what_an_own_checkpoint_holds_are_understood(plan, tmp_path):
+    (tmp_path / "w.pth").write_text("weights")
+    given = plan.restricted(overrides={"MODEL.WEIGHTS": str(tmp_path / "w.pth")})
+    for now, overrides in ((plan, {}), (given, {"MODEL.WEIGHTS": str(tmp_path / "w.pth")})):
+        wanted = run_settings(now, run_of(now, "shapes", "spt"))
+        before = {**wanted, "weights": None, "overrides": {**wanted["overrides"], **overrides}}
+        check_settings(before, wanted, "here")
+        with pytest.raises(ChangedSettings, match="weights: "):
+            check_settings(before, {**wanted, "weights": "ab" * 32}, "here")
+
+
+def test_the_results_in_the_repository_are_finished_runs_of_their_plan(monkeypatch, tmp_path):
+    """Their checkpoint is not here: a file with another content stands for it."""
+    (tmp_path / "dense.safetensors").write_text("weights")
+    monkeypatch.setattr("spt_d2.compare.start.file_digest", lambda path: SCREEN_WEIGHTS)
+    screen = read_plan(ROOT / "projects/SPT/plans/screen.yaml").with_places({}, str(tmp_path / "dense.safetensors"))
+    folder = ROOT / "projects/SPT/results/screen"
+    matrix = Matrix(screen, str(tmp_path), str(folder), 2, 1, lambda line: None)
+    assert {result_path(folder, *run.key) for run in matrix.finished()} == set(folder.glob("*.json"))
+
+
 def test_a_keep_ratio_is_taken_from_the_results_of_the_run_it_is_to_match(plan, tmp_path):
     run = run_of(plan, "shapes", "topk")
     with pytest.raises(ValueError, match=r"keep ratio above 0 in .*shapes__spt__seed0.json. Got None"):
@@ -182,6 +250,19 @@ def test_a_plan_without_a_file_takes_names_from_configs_and_data_sets():
         ({"variants": [{"name": "dense"}]}, "a variant expects the keys"),
         ({"variants": [{"name": "dense", "config": "a", "keep_ratio_of": "dense"}]}, "variants before it"),
         ({"data_sets": [{"name": "shapes", "path": "x"}]}, "a data set expects the keys"),
+        ({"seeds": 3}, "expects in 'seeds' a list of whole numbers. Got 3"),
+        ({"seeds": ["1"]}, r"expects in 'seeds' a list of whole numbers. Got \['1'\]"),
+        ({"seeds": None}, "expects in 'seeds' a list of whole numbers. Got None"),
+        ({"max_iter": "90"}, "expects in 'max_iter' a whole number above 0. Got '90'"),
+        ({"max_iter": 0}, "expects in 'max_iter' a whole number above 0. Got 0"),
+        ({"max_iter": None, "minutes": -1.5}, "expects in 'minutes' a number above 0. Got -1.5"),
+        ({"overrides": [1]}, r"expects in 'overrides' keys of the config with values. Got \[1\]"),
+        ({"weights": 1}, "expects in 'weights' a text. Got 1"),
+        ({"reference": 1}, "expects in 'reference' a text. Got 1"),
+        ({"variants": "dense"}, "expects in 'variants' a list. Got 'dense'"),
+        ({"data_sets": [{"name": "shapes", "overrides": "x"}]}, "a data set expects in 'overrides' keys"),
+        ({"variants": [{"name": "dense", "config": ["a"]}]}, r"a variant expects in 'config' a text. Got \['a'\]"),
+        ({1: 2}, "expects the keys"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(change, message, tmp_path):
@@ -189,6 +270,23 @@ def test_a_plan_that_cannot_be_is_refused(change, message, tmp_path):
     path.write_text(yaml.safe_dump({**yaml.safe_load(TEXT), **change}))
     with pytest.raises(ValueError, match=message):
         read_plan(path)
+
+
+@pytest.mark.parametrize("text", ["name: [", "name: a: b", "[1, 2]", ""])
+def test_a_file_that_is_no_plan_is_refused_by_its_name(text, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"The plan {path} expects "):
+        read_plan(path)
+
+
+def test_a_part_of_a_plan_has_all_runs_that_keep_ratios_come_from():
+    """The third takes its ratio from the second, which takes its own from the first."""
+    chain = [Variant("dense", "d.yaml"), Variant("a", "a.yaml"), Variant("b", "b.yaml", keep_ratio_of="a")]
+    chain += [Variant("c", "c.yaml", keep_ratio_of="b"), Variant("other", "o.yaml", keep_ratio_of="a")]
+    plan = Plan("chain", (DataSet("shapes"),), tuple(chain), (0,), "dense")
+    assert plan.restricted(variants=["c"]).only == ("dense", "a", "b", "c")
+    assert plan.restricted(variants=["b"]).only == ("dense", "a", "b")
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)

@@ -140,6 +140,13 @@ def test_provenance_names_commits_machines_and_checkpoints():
         assert words in text
 
 
+@pytest.mark.parametrize(
+    "weights, words", [("", "from scratch"), (None, "what the configs name, not recorded"), ("ab" * 32, "ab" * 6)]
+)
+def test_provenance_says_from_scratch_only_where_that_is_known(weights, words):
+    assert provenance([result(weights=weights)]).endswith(f"started from (SHA-256 of the checkpoint): {words}.")
+
+
 def test_the_figure_has_a_panel_for_each_data_set_and_one_pooled():
     one = draw_comparison(report_rows([r for r in three_seeds() if r["data_set"] == "shapes"]), "dense")
     both = draw_comparison(report_rows(three_seeds()), "dense")
@@ -167,6 +174,34 @@ def test_what_are_no_results_of_one_plan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Missing: reference"):
         read_result(path)
     assert read_result(tmp_path / "nothing.json") is None
+
+
+@pytest.mark.parametrize("key", result())
+def test_a_results_file_without_any_key_that_a_worker_writes_is_refused(key, tmp_path):
+    write(tmp_path, [result()])
+    path = result_path(tmp_path, "shapes", "dense", 0)
+    read_result(path)
+    path.write_text(json.dumps({name: value for name, value in result().items() if name != key}))
+    with pytest.raises(ValueError, match=f"Missing: {key}"):
+        read_result(path)
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ({"variant": "dat", "reference": "dat"}, "one reference. Got: made_up, .*reference dense; .*reference dat"),
+        ({"variant": "spt", "seed": 1, "config": "b/spt.yaml"}, "one config of .*'spt'. Got: spt.yaml; b/spt.yaml"),
+    ],
+    ids=["another reference", "another config"],
+)
+def test_results_of_two_comparisons_of_one_name_are_refused(other, message, tmp_path):
+    """As two commands without a plan leave them in one folder."""
+    write(tmp_path, [result(), result(variant="spt")])
+    assert len(read_results(tmp_path)) == 2
+    write(tmp_path, [result(**other)])
+    with pytest.raises(ValueError, match=message) as caught:
+        read_results(tmp_path)
+    assert "HINT: give every comparison a folder of its own (--results DIR, or --name NAME" in str(caught.value)
 
 
 def test_a_report_on_a_page_leads_to_its_figure(tmp_path):

@@ -76,6 +76,33 @@ def test_the_command_line_applies_it_once(tmp_path: Path) -> None:
     assert (again.SOLVER, again.TEST) == (cfg.SOLVER, cfg.TEST)
 
 
+@pytest.mark.parametrize("factor", [2, 2.0, 1, 0.5])
+def test_whole_numbers_are_factors_too_in_yaml_and_on_the_command_line(factor: float, tmp_path: Path) -> None:
+    base = ROOT / "configs" / f"{NAME}.yaml"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({"_BASE_": str(base), "SOLVER": {"BATCH_SCALE": factor}}))
+    batch, iterations = round(16 * factor), round(270000 / factor)
+    # Whatever the file says, the command line says it last.
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({"_BASE_": str(base), "SOLVER": {"BATCH_SCALE": 4}}))
+    for file, opts in (
+        (mine, []),
+        (base, ["SOLVER.BATCH_SCALE", str(factor)]),
+        (other, ["SOLVER.BATCH_SCALE", factor]),
+    ):
+        cfg = load_config(str(file), opts)
+        assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BATCH_SCALE) == (batch, iterations, 1.0)
+
+
+@pytest.mark.parametrize("factor", ["half", True, [2]])
+def test_a_factor_that_is_no_number_is_refused(factor: object, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({"SOLVER": {"BATCH_SCALE": factor}}))
+    for file, opts in ((str(mine), []), ("", ["SOLVER.BATCH_SCALE", str(factor)])):
+        with pytest.raises(ValueError, match="SOLVER.BATCH_SCALE expects a number. Got"):
+            load_config(file, opts)
+
+
 def test_a_lazy_config_is_scaled_as_its_yaml_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spt_d2.engine.lazy.default_setup", lambda cfg, args: None)
     monkeypatch.setattr("spt_d2.engine.lazy.setup_logger", lambda *args, **kwargs: None)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
 
 from spt_d2.compare.document import markers
 from spt_d2.compare.job import Job, build_job
@@ -113,7 +114,9 @@ def test_a_matrix_goes_on_where_it_was_and_ends_as_if_it_had_never_stopped(
     assert len([line for line in said if "log in" in line]) == 1
     assert any("goes on" in line for line in said)
     resumed, job = json.loads(path.read_text()), Job.read(folder / "runs" / "tiny" / "spt" / "seed1" / "run.json")
-    assert 3 <= min(i for i in metrics(Path(job.output)) if i > 2)
+    # Iterations before the checkpoint were not made again: each stands once in the log, of the first session.
+    lines = [json.loads(line) for line in (Path(job.output) / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines].count(1) == 1
 
     # The same run without a stop, in this process.
     whole_job = build_job(tiny_plan, run, str(tmp_path / "whole"), str(tmp_path / "results"))
@@ -213,6 +216,23 @@ def test_steps_of_the_learning_rate_keep_their_places_under_another_budget(tiny_
     shorter = with_iterations(cfg, 8)
     assert (shorter.SOLVER.MAX_ITER, shorter.SOLVER.STEPS) == (8, (4, 6))
     assert shorter.is_frozen()
+
+
+@pytest.mark.parametrize("iterations, steps", [(1, ()), (2, (1,)), (4, (3,)), (6, (4,)), (20, (14, 15, 19))])
+def test_steps_of_a_very_short_run_are_distinct_and_inside_it(
+    iterations: int, steps: tuple[int, ...], tiny_config: Path
+) -> None:
+    """0.7, 0.75 and 0.95 of it, which meet each other, or the end; every iteration has a learning rate."""
+    cfg = load_config(str(tiny_config), ["SOLVER.STEPS", (1400, 1500, 1900), "SOLVER.MAX_ITER", 2000])
+    short = with_iterations(cfg, iterations)
+    assert short.SOLVER.STEPS == steps
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = build_lr_scheduler(short, optimizer)
+    for _ in range(iterations):
+        assert 0 < optimizer.param_groups[0]["lr"] <= 1
+        optimizer.step()
+        scheduler.step()
 
 
 def test_minutes_become_iterations_once(tiny_plan: Plan, tmp_path: Path) -> None:

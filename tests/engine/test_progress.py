@@ -13,6 +13,7 @@ from detectron2.utils import logger as detectron2_logger
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from spt_d2.compare.recorder import RunRecord
 from spt_d2.engine import progress
 from spt_d2.engine.progress import ProgressWriter, TerminalHandler, TrainingClock, duration, progress_line
 
@@ -52,13 +53,16 @@ class Passing(HookBase):
     after_train = before_train
 
 
+CLOCKS = [TrainingClock, RunRecord]
+
+
 class Steps(TrainerBase):
     """Iteration i takes i + 1 seconds; the clock comes first among the hooks, as in the demo."""
 
-    def __init__(self, time: Time, stop_at: int | None = None) -> None:
+    def __init__(self, time: Time, kind: type[TrainingClock], stop_at: int | None = None) -> None:
         super().__init__()
         self.time, self.stop_at = time, stop_at
-        self.clock = TrainingClock()
+        self.clock = kind()
         self.register_hooks([self.clock, Passing(time)])
 
     def run_step(self) -> None:
@@ -67,18 +71,22 @@ class Steps(TrainerBase):
             raise KeyboardInterrupt
 
 
-def test_the_clock_counts_iterations_and_nothing_around_them(clock_time: Time) -> None:
-    trainer = Steps(clock_time)
+@pytest.mark.parametrize("kind", CLOCKS)
+def test_the_clock_counts_iterations_and_nothing_around_them(clock_time: Time, kind: type[TrainingClock]) -> None:
+    trainer = Steps(clock_time, kind)
     assert trainer.clock.seconds == 0.0
     trainer.train(0, 4)
     assert trainer.clock.seconds == 1 + 2 + 3 + 4
 
 
-def test_the_clock_goes_on_where_the_checkpoint_of_a_resumed_run_was_written(clock_time: Time) -> None:
-    first = Steps(clock_time)
+@pytest.mark.parametrize("kind", CLOCKS)
+def test_the_clock_goes_on_where_the_checkpoint_of_a_resumed_run_was_written(
+    clock_time: Time, kind: type[TrainingClock]
+) -> None:
+    first = Steps(clock_time, kind)
     first.train(0, 3)
     state = first.state_dict()
-    resumed = Steps(clock_time)
+    resumed = Steps(clock_time, kind)
     resumed.load_state_dict(state)
     assert resumed.clock.seconds == 6
     clock_time.now += 100_000
@@ -86,8 +94,20 @@ def test_the_clock_goes_on_where_the_checkpoint_of_a_resumed_run_was_written(clo
     assert resumed.clock.seconds == 1 + 2 + 3 + 4 + 5
 
 
-def test_an_iteration_that_was_not_finished_is_not_counted(clock_time: Time) -> None:
-    trainer = Steps(clock_time, stop_at=2)
+def test_the_record_of_a_comparisons_run_has_each_iteration_over_all_sessions(clock_time: Time) -> None:
+    first = Steps(clock_time, RunRecord)
+    first.train(0, 3)
+    assert first.clock.state_dict()["seconds"] == [1, 2, 3]
+    resumed = Steps(clock_time, RunRecord)
+    resumed.load_state_dict(first.state_dict())
+    resumed.train(3, 5)
+    assert resumed.clock.each == [1, 2, 3, 4, 5]
+    assert resumed.clock.memory >= first.clock.state_dict()["memory"] > 0
+
+
+@pytest.mark.parametrize("kind", CLOCKS)
+def test_an_iteration_that_was_not_finished_is_not_counted(clock_time: Time, kind: type[TrainingClock]) -> None:
+    trainer = Steps(clock_time, kind, stop_at=2)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(0, 4)
     assert trainer.clock.seconds == 1 + 2
