@@ -152,11 +152,11 @@ class SparseWindowStage(nn.Module):
         selections: list[WindowSelection] = []
         chooser: _Chooser | None = None
         for i, (block, ratio) in enumerate(zip(self.blocks, self._ratios())):
+            shift_size = self.window_size // 2 * (i % 2)
             if ratio == 0.0:
                 x = run_block(block, self.use_checkpoint, x)
                 continue
             chooser = chooser or _Chooser(x, stride, image_sizes, self.window_size)
-            shift_size = block.attn.shift_size
             chosen, counts = chooser.choose(shift_size, ratio)
             score, keep_mask, whole = chooser.describe(shift_size, chosen, counts)
             x = run_block(block, self.use_checkpoint, x, None if whole else chosen)

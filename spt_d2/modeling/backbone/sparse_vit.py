@@ -62,10 +62,13 @@ class SparseViT(Swin):
             **arguments,
         )
 
+    def _stages(self) -> list[SparseWindowStage]:
+        return [stage for stage in self.layers if isinstance(stage, SparseWindowStage)]
+
     @property
     def pruning_ratios(self) -> tuple[tuple[float, ...], ...]:
         """The share of windows that each block skips, by stage."""
-        return tuple(stage.pruning_ratios for stage in self.layers)
+        return tuple(stage.pruning_ratios for stage in self._stages())
 
     def set_pruning_ratios(self, pruning_ratios: Sequence[Sequence[float]]) -> None:
         """
@@ -83,9 +86,9 @@ class SparseViT(Swin):
             )
         spread = [
             spread_ratios(ratios, len(stage.blocks), f"pruning_ratios of stage {i}")
-            for i, (stage, ratios) in enumerate(zip(self.layers, pruning_ratios), start=1)
+            for i, (stage, ratios) in enumerate(zip(self._stages(), pruning_ratios), start=1)
         ]
-        for stage, ratios in zip(self.layers, spread):
+        for stage, ratios in zip(self._stages(), spread):
             stage.pruning_ratios = ratios
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
