@@ -51,4 +51,6 @@ def label_strides(cfg: CfgNode) -> list[int]:
     node = cfg.MODEL.SPARSE_VIT
     if node.SAMPLE_RATIOS:
         return [2 ** (stage + 2) for stage in range(len(node.DEPTHS))]
-    return [2 ** (stage + 2) for stage, ratios in enumerate(node.PRUNING_RATIOS) if max(ratios, default=0.0) > 0]
+    if not _can_be(node.PRUNING_RATIOS, node.DEPTHS):
+        return []
+    return [2 ** (stage + 2) for stage, ratios in enumerate(node.PRUNING_RATIOS) if max(ratios) > 0]
