@@ -6,11 +6,12 @@ import torch
 from tests import reference, slow_windows
 from tests.modeling.nano import FEATURES, SIZES, images, nano_cfg, nano_sparse_vit, nano_swin
 
-from detectron2.modeling import build_backbone  # isort: skip
+from detectron2.modeling import build_backbone, build_model  # isort: skip
 
 from spt_d2.config import validate_spt_config  # isort: skip
 from spt_d2.modeling import SparseViT  # isort: skip
 from spt_d2.ops.selection import split_selections  # isort: skip
+from spt_d2.weights.fit import fit_to_model  # isort: skip
 
 DENSE = [[0.0]] * 4
 
@@ -197,3 +198,17 @@ def test_labels_are_asked_for_where_windows_are_skipped(sampled, strides):
 def test_the_builder_gives_what_the_config_says():
     cfg = nano_cfg("build_sparse_vit_backbone")
     assert build_backbone(cfg).pruning_ratios == ((0.3,), (0.0,), (0.2, 0.4), (0.5,))
+
+
+def test_the_weights_of_a_dense_detector_fit_as_they_are():
+    dense, model = (build_model(nano_cfg(f"build_{kind}_fpn_backbone")) for kind in ("swin", "sparse_vit"))
+    weights = dense.state_dict()
+    fitted, report = fit_to_model(weights, model.state_dict())
+    assert fitted is weights and report is None
+    published = {f"{name.removeprefix('backbone.bottom_up.')}": value for name, value in weights.items()}
+    published = {name: value for name, value in published.items() if name.startswith(("patch_embed", "layers", "norm"))}
+    fitted, report = fit_to_model(published, model.state_dict())
+    loud = [entry for entry in report.entries if entry.loud]
+    assert not loud and {name for name in fitted if "bottom_up" in name} == {
+        name for name in model.state_dict() if "bottom_up" in name
+    }
