@@ -1,8 +1,10 @@
 """Milliseconds of a backbone at several operating points, side by side."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +38,6 @@ class Latency:
         return cls(median, quartiles[0] if quartiles else median, quartiles[2] if quartiles else median, len(seconds))
 
 
-@torch.inference_mode()
 def time_backbone(
     model: nn.Module,
     points: Sequence[OperatingPoint],
@@ -47,31 +48,56 @@ def time_backbone(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Latency]:
     """
-    Time the forward pass of the backbone, without a pyramid on it, on single images.
-
-    Points are interleaved: every round runs each image at every point, one after the other, and every second round
-    in reverse order, so that a machine that slows down slows all of them. The first rounds are not counted.
+    :func:`time_settings` of operating points.
 
     Args:
         model: a meta-architecture whose backbone, SPT or ViT, has Select and Pack blocks; in evaluation mode.
         points: to be compared.
+        inputs, rounds, warmup, clock: see there.
+
+    Raises:
+        ValueError: no image or no round; ``SELECT oracle``, whose labels a backbone alone does not have.
+    """
+    settings = [functools.partial(operating_point, model, point) for point in points]
+    return time_settings(model, settings, inputs, rounds=rounds, warmup=warmup, clock=clock)
+
+
+@torch.inference_mode()
+def time_settings(
+    model: nn.Module,
+    settings: Sequence[Callable[[], AbstractContextManager[None]]],
+    inputs: Sequence[dict],
+    *,
+    rounds: int = 10,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Latency]:
+    """
+    Time the forward pass of the backbone, without a pyramid on it, on single images.
+
+    Settings are interleaved: every round runs each image at every setting, one after the other, and every second round
+    in reverse order, so that a machine that slows down slows all of them. The first rounds are not counted.
+
+    Args:
+        model: a meta-architecture in evaluation mode.
+        settings: each gives a context in which the model is set as it is to be timed.
         inputs: of the model; each is prepared and padded once, beforehand.
         rounds: that are counted, at least 1.
         warmup: rounds before them.
         clock: seconds.
 
     Raises:
-        ValueError: no image or no round; ``SELECT oracle``, whose labels a backbone alone does not have.
+        ValueError: no image or no round.
     """
     if not inputs or rounds < 1:
-        raise ValueError(f"time_backbone expects at least one image and one round. Got {len(inputs)} and {rounds}.")
+        raise ValueError(f"time_settings expects at least one image and one round. Got {len(inputs)} and {rounds}.")
     network = bottom_up(model)
     prepared = [model.preprocess_image([given]) for given in inputs]
-    seconds: list[list[float]] = [[] for _ in points]
+    seconds: list[list[float]] = [[] for _ in settings]
     for number in range(-warmup, rounds):
-        order = range(len(points)) if number % 2 == 0 else reversed(range(len(points)))
+        order = range(len(settings)) if number % 2 == 0 else reversed(range(len(settings)))
         for i in order:
-            with operating_point(model, points[i]):
+            with settings[i]():
                 for images in prepared:
                     _wait(images.tensor.device)
                     begin = clock()

@@ -153,20 +153,30 @@ def _evaluate(
             f"{sorted(results)}.\nHINT: a Selection... meta-architecture, not Detectron2's own."
         )
     tasks = {task: values for task, values in results.items() if task != "selection"}
-    accuracy = {task: _accuracy(values) for task, values in tasks.items()}
     summary = selection_summary(figures)
     return {
         "kind": point.kind,
         "value": point.value,
         "keep_ratio": summary["keep_ratio"],
         "by_stage": summary["by_stage"],
-        "accuracy": {task: value for task, value in accuracy.items() if value is not None},
+        "accuracy": task_accuracies(results),
         "results": {task: {name: _finite(value) for name, value in values.items()} for task, values in tasks.items()},
         "macs_g": {name: figures.get(f"{name}_macs_g") for name in ("dense", "executed", "useful")},
         "latency": None,
         "commit": code_commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def task_accuracies(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """
+    AP or mAP by task, in percent; a task that has none, or none that is finite, is left out.
+
+    Args:
+        results: by task, as evaluators give them, selections perhaps among them.
+    """
+    found = {task: _accuracy(values) for task, values in results.items() if task != "selection"}
+    return {task: value for task, value in found.items() if value is not None}
 
 
 def _accuracy(values: Mapping[str, float]) -> float | None:

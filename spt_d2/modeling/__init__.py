@@ -10,16 +10,20 @@ except ImportError as error:
 
 from spt_d2.modeling.backbone import (
     SPT,
+    SparseViT,
     Swin,
     ViT,
+    build_sparse_vit_backbone,
     build_spt_backbone,
     build_swin_backbone,
     build_vit_backbone,
 )
 from spt_d2.modeling.fpn import (
     SelectionFPN,
+    build_retinanet_sparse_vit_fpn_backbone,
     build_retinanet_spt_fpn_backbone,
     build_retinanet_swin_fpn_backbone,
+    build_sparse_vit_fpn_backbone,
     build_spt_fpn_backbone,
     build_swin_fpn_backbone,
 )
@@ -45,11 +49,15 @@ __all__ = [
     "SelectionPanopticFPN",
     "SelectionRetinaNet",
     "SelectionSimplePyramid",
+    "SparseViT",
     "Swin",
     "ViT",
+    "build_retinanet_sparse_vit_fpn_backbone",
     "build_retinanet_spt_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
+    "build_sparse_vit_backbone",
+    "build_sparse_vit_fpn_backbone",
     "build_spt_backbone",
     "build_spt_fpn_backbone",
     "build_swin_backbone",

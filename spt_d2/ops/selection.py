@@ -47,6 +47,18 @@ class BlockSelection:
     valid: Tensor
     layout: PackedLayout | None
 
+    def pairs_of_image(self, i: int) -> tuple[float, float]:
+        """Query-key pairs of image ``i``, executed and useful: its share of the layout's, 0 where there is none."""
+        layout = self.layout
+        if layout is None:
+            return 0.0, 0.0
+        kept = layout.counts[i]
+        share = kept / max(layout.num_tokens, 1)
+        if layout.is_ragged:
+            # Pairs grow as the square of an image's tokens, which no other image shares.
+            share = kept * kept / max(layout.useful_pairs, 1)
+        return share * layout.executed_pairs, share * layout.useful_pairs
+
 
 @dataclass(frozen=True)
 class ImageBlockSelection:
@@ -102,15 +114,12 @@ def split_selections(
         blocks = []
         for selection in selections:
             h, w = -(-height // selection.stride), -(-width // selection.stride)
-            kept, share, layout = 0, 0.0, selection.layout
-            if layout is not None:
-                kept = layout.counts[i]
-                share = kept / max(layout.num_tokens, 1)
-                if layout.is_ragged:
-                    # Pairs grow as the square of an image's tokens, which no other image shares.
-                    share = kept * kept / max(layout.useful_pairs, 1)
+            kept = 0
+            if selection.layout is not None:
+                kept = selection.layout.counts[i]
             elif selection.keep_mask is not None:
                 kept = int(selection.keep_mask[i].sum())
+            executed_pairs, useful_pairs = selection.pairs_of_image(i)
             blocks.append(
                 ImageBlockSelection(
                     stage=selection.stage,
@@ -119,8 +128,8 @@ def split_selections(
                     score=selection.score[i, :h, :w],
                     keep_mask=None if selection.keep_mask is None else selection.keep_mask[i, :h, :w],
                     kept=kept,
-                    executed_pairs=share * layout.executed_pairs if layout else 0.0,
-                    useful_pairs=share * layout.useful_pairs if layout else 0.0,
+                    executed_pairs=executed_pairs,
+                    useful_pairs=useful_pairs,
                 )
             )
         images.append(ImageSelection(blocks=blocks, tensor_size=tensor_size))

@@ -21,6 +21,9 @@ BUILDERS = [
     "build_vit_backbone",
     "build_vit_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
+    "build_sparse_vit_backbone",
+    "build_sparse_vit_fpn_backbone",
+    "build_retinanet_sparse_vit_fpn_backbone",
 ]
 META_ARCHITECTURES = [
     "MultiLabelClassifier",
@@ -41,6 +44,7 @@ def test_every_builder_of_the_project_is_tested_here():
 def test_public_names_are_pinned():
     assert set(modeling.__all__) == {
         "SPT",
+        "SparseViT",
         "Swin",
         "ViT",
         "SelectionFPN",
@@ -76,7 +80,7 @@ def test_outputs_are_what_the_contract_says(name, channels):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_second_entry_gives_selections_for_spt_and_vit_and_none_for_swin(name):
+def test_the_second_entry_gives_selections_for_all_but_swin(name):
     backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=3)).eval()
     _, selections = backbone.forward_with_selections(torch.randn(1, 3, 64, 64))
     assert bool(selections) == ("swin" not in name)
@@ -133,6 +137,14 @@ VIT_KEYS = {
     "DROP_PATH_RATE": (0.4, lambda b: round(b.blocks[-1].drop_path.rate, 6)),
     "USE_CHECKPOINT": (True, lambda b: b.use_checkpoint),
 }
+SPARSE_VIT_KEYS = {
+    "PRUNING_RATIOS": (
+        [[0.1], [0.2], [0.3, 0.5], [0.6]],
+        lambda b: [list(stage.pruning_ratios) for stage in b.layers],
+    ),
+    "SAMPLE_RATIOS": (True, lambda b: bool(b.layers[0].sampled_from)),
+    "RATIO_CHOICES": ([0.0, 0.5], lambda b: list(b.ratio_choices)),
+}
 # Keys of the meta-architecture, tested with it.
 SUPERVISION_KEYS = {"LOSS_WEIGHT", "LOSS_REDUCTION", "POS_WEIGHT", "SUPERVISE", "RETURN_SELECTIONS", "LOG_PERIOD"}
 
@@ -142,19 +154,23 @@ def test_no_key_is_left_out_here():
     assert set(cfg.MODEL.SWIN) == set(SHARED_KEYS)
     assert set(cfg.MODEL.SPT) == set(SHARED_KEYS) | set(SPT_KEYS) | SUPERVISION_KEYS
     assert set(cfg.MODEL.VIT) == set(VIT_KEYS)
+    assert set(cfg.MODEL.SPARSE_VIT) == set(SHARED_KEYS) | set(SPARSE_VIT_KEYS)
 
 
 @pytest.mark.parametrize(
     "node, key",
     [("SWIN", key) for key in SHARED_KEYS]
     + [("SPT", key) for key in (*SHARED_KEYS, *SPT_KEYS)]
-    + [("VIT", key) for key in VIT_KEYS],
+    + [("VIT", key) for key in VIT_KEYS]
+    + [("SPARSE_VIT", key) for key in (*SHARED_KEYS, *SPARSE_VIT_KEYS)],
 )
 def test_builders_read_every_key(node, key):
-    value, shown = (VIT_KEYS if node == "VIT" else {**SHARED_KEYS, **SPT_KEYS})[key]
+    value, shown = (VIT_KEYS if node == "VIT" else {**SHARED_KEYS, **SPT_KEYS, **SPARSE_VIT_KEYS})[key]
     cfg = nano_cfg(f"build_{node.lower()}_backbone")
     assert shown(build_backbone(cfg, ShapeSpec(channels=3))) != value, "the test needs another value"
     cfg.MODEL[node][key] = value
+    if node == "SPARSE_VIT" and key == "DEPTHS":
+        cfg.MODEL.SPARSE_VIT.PRUNING_RATIOS = [[0.3]] * 4
     assert shown(build_backbone(cfg, ShapeSpec(channels=3))) == value
 
 
@@ -167,7 +183,7 @@ def test_a_plain_vit_selects_and_packs_by_the_keys_of_spt(key):
     assert getattr(build_backbone(cfg, ShapeSpec(channels=3)).options, key.lower()) == value
 
 
-@pytest.mark.parametrize("name", ["build_spt_backbone", "build_swin_fpn_backbone"])
+@pytest.mark.parametrize("name", ["build_spt_backbone", "build_swin_fpn_backbone", "build_sparse_vit_backbone"])
 def test_freeze_at_is_honoured(name):
     cfg = nano_cfg(name)
     cfg.MODEL.BACKBONE.FREEZE_AT = 2

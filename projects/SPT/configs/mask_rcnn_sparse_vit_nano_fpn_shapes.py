@@ -1,0 +1,12 @@
+"""SparseViT, nano: the twin of configs/Shapes-InstanceSegmentation/mask_rcnn_sparse_vit_nano_fpn.yaml."""
+
+from spt_d2 import get_config
+
+from .mask_rcnn_spt_nano_fpn_shapes import dataloader, lr_multiplier, model, optimizer, train
+
+__all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
+
+model.backbone.bottom_up = get_config("common/models/backbones.py").sparse_vit_t
+model.backbone.bottom_up.update(embed_dim=32, num_heads=[2, 4, 8, 16], drop_path_rate=0.0)
+dataloader.train.mapper.strides = dataloader.test.mapper.strides = [4, 8, 16, 32]
+train.output_dir = "output/sparse-vit-lazy"

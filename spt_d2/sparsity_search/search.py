@@ -1,0 +1,158 @@
+"""A search from end to end: measure, evolve, and say what is best."""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spt_d2.engine.model_config import ModelConfig
+from spt_d2.sparsity_search.evolution import evolve
+from spt_d2.sparsity_search.space import Ratios
+from spt_d2.sparsity_search.trials import Trials, plain
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """
+    How to search. Defaults are the published ones, but for the number of generations, which has no end there.
+
+    Attributes:
+        population, parents, generations, mutation, seed: see :func:`~spt_d2.sparsity_search.evolution.evolve`.
+        min_ms, max_ms: bounds of the backbone's milliseconds on one image, both included.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    max_ms: float = math.inf
+    min_ms: float = 0.0
+    population: int = 100
+    parents: int = 25
+    generations: int = 10
+    mutation: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_ms < self.max_ms:
+            raise ValueError(
+                f"SearchOptions expects 0 <= min_ms < max_ms, in milliseconds. Got {self.min_ms} and {self.max_ms}."
+            )
+        if not 1 <= self.parents <= self.population or self.generations < 1:
+            raise ValueError(
+                "SearchOptions expects 1 <= parents <= population, and at least 1 generation. "
+                f"Got {self.parents}, {self.population} and {self.generations}."
+            )
+        if not 0.0 <= self.mutation <= 1.0:
+            raise ValueError(f"SearchOptions(mutation=) expects a probability in [0, 1]. Got {self.mutation}.")
+
+
+def search_sparsity(
+    config: ModelConfig,
+    output_dir: str,
+    options: SearchOptions,
+    *,
+    config_name: str,
+    dataset: str,
+    weights: str | None = None,
+    images: int = 0,
+    task: str = "bbox",
+    timing_images: int = 4,
+    rounds: int = 10,
+    warmup: int = 2,
+) -> dict[str, Any]:
+    """
+    Search for the pruning ratios of highest accuracy within bounds of the measured latency, weights unchanged.
+
+    Everything measured is in ``search.json`` in ``output_dir``, from which an interrupted search goes on, and which a
+    search with other bounds or of more generations draws on.
+
+    Args:
+        config, config_name, dataset, images, task, timing_images, rounds, warmup: see
+            :class:`~spt_d2.sparsity_search.trials.Trials`.
+        output_dir: for ``search.json`` and predictions.
+        options: see there.
+        weights: checkpoint; the config's by default. Of a model that was trained at drawn ratios (``SAMPLE_RATIOS``):
+            the accuracy of another says little of what it will be after training at the ratios found.
+
+    Returns:
+        ``{"dense", "best", "front", "measured", "evaluated"}``: candidates as the file has them (``front`` those of the
+        whole file, dense among them, that no other beats in both; fastest first), and numbers of candidates.
+
+    Raises:
+        ValueError: nothing was found within the bounds, and what :class:`~spt_d2.sparsity_search.trials.Trials` raises.
+    """
+    trials = Trials(
+        config,
+        config_name=config_name,
+        path=os.path.join(output_dir, "search.json"),
+        dataset=dataset,
+        weights=config.weights if weights is None else weights,
+        images=images,
+        task=task,
+        timing_images=timing_images,
+        rounds=rounds,
+        warmup=warmup,
+    )
+    dense = trials.space.dense
+    trials.accuracy(dense)
+    logger.info("Searching among %s", asdict(options))
+    asked: dict[Ratios, float] = {}
+
+    def satisfy(candidates: Sequence[Ratios]) -> list[bool]:
+        asked.update(zip(candidates, trials.milliseconds(candidates)))
+        return [options.min_ms <= asked[candidate] <= options.max_ms for candidate in candidates]
+
+    generations = evolve(
+        trials.space,
+        population=options.population,
+        parents=options.parents,
+        generations=options.generations,
+        mutation=options.mutation,
+        seed=options.seed,
+        satisfy=satisfy,
+        accuracy=trials.accuracy,
+    )
+    members = {ratios: accuracy for generation in generations for ratios, accuracy in generation.items()}
+    if not members:
+        raise ValueError(
+            f"search_sparsity expects candidates of {options.min_ms:g} to {options.max_ms:g} ms. Got {len(asked)} of "
+            f"{min(asked.values()):.2f} to {max(asked.values()):.2f} ms; dense: {trials.record['dense_ms']:.2f} ms.\n"
+            "HINT: other bounds; what was measured is kept."
+        )
+    best = max(members, key=lambda ratios: (members[ratios], -asked[ratios]))
+    return {
+        "dense": trials.candidates[dense],
+        "best": trials.candidates[best],
+        "front": pareto_front([found for found in trials.candidates.values() if found["accuracy"] is not None]),
+        "measured": len(trials.candidates),
+        "evaluated": sum(found["accuracy"] is not None for found in trials.candidates.values()),
+    }
+
+
+def pareto_front(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that no other equals or beats in both ``latency_ms`` and ``accuracy``, fastest first."""
+    front: list[dict[str, Any]] = []
+    for candidate in sorted(candidates, key=lambda found: (found["latency_ms"], -found["accuracy"])):
+        if not front or candidate["accuracy"] > front[-1]["accuracy"]:
+            front.append(candidate)
+    return front
+
+
+def best_yaml(base: str | None, ratios: list[list[float]], comment: str) -> str:
+    """
+    The text of a yaml config that trains on at fixed ratios.
+
+    Args:
+        base: path of the config it stands on, from where it will lie; None for one that gives the ratios alone.
+        ratios: for each stage.
+        comment: where they come from, a line each.
+    """
+    lines = [f"# {line}" for line in comment.splitlines()]
+    if base is not None:
+        lines.append(f'_BASE_: "{base}"')
+    lines += ["MODEL:", "  SPARSE_VIT:", f"    PRUNING_RATIOS: {plain(tuple(map(tuple, ratios)))}"]
+    return "\n".join([*lines, "    SAMPLE_RATIOS: False", ""])
