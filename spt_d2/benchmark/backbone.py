@@ -13,11 +13,9 @@ from torch import Tensor
 from spt_d2.benchmark.cases import Case
 from spt_d2.benchmark.models import OWN, build_own, dense_geometry, dense_weights
 from spt_d2.benchmark.peers import build_peer
-from spt_d2.benchmark.planting import Planting
+from spt_d2.benchmark.planting import KeepRatio, Planting
 from spt_d2.benchmark.record import Row
 from spt_d2.benchmark.steps import step
-
-KeepRatio = float | Mapping[int, float]
 
 
 def images(batch: int, image_size: tuple[int, int], device: torch.device) -> Tensor:

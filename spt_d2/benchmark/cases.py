@@ -23,6 +23,7 @@ class Case:
         name, keep_ratio, dtype, mode, batch, image_size: see :class:`~spt_d2.benchmark.record.Row`.
         is_peer: whether others are compared with it.
         group: cases are compared within one, and within one dtype, mode, batch and size.
+        repeats: what a run does so many times over; its time is divided by it.
     """
 
     entry: Entry
@@ -34,6 +35,7 @@ class Case:
     dtype: str = "float32"
     is_peer: bool = False
     group: str = ""
+    repeats: int = 1
     comparable: tuple = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +58,8 @@ def time_cases(
     Returns:
         one row for each case, in their order.
     """
-    seconds = interleave([case.entry for case in cases], device, rounds=rounds, warmup=warmup)
+    measured = interleave([case.entry for case in cases], device, rounds=rounds, warmup=warmup)
+    seconds = [[value / case.repeats for value in values] for case, values in zip(cases, measured)]
     rows = []
     for i, case in enumerate(cases):
         latency = Latency.of_seconds(seconds[i])

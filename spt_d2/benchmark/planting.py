@@ -24,6 +24,8 @@ from spt_d2.layers.stage import SelectPackStage
 from spt_d2.modeling import SPT
 from spt_d2.ops.selection import BlockSelection
 
+# One share for all stages that select, or {stage: share}.
+KeepRatio = float | Mapping[int, float]
 # Objects in an image, and the ratio of the largest diameter to the smallest. COCO's images have 7 on average.
 BLOBS = 8
 DIAMETERS = 8.0
@@ -163,7 +165,7 @@ class Planting:
                 holder.gate = PlantedGate(weight.shape[1]).to(weight)
                 self._gates.append((number, holder.gate))
 
-    def ratios(self, keep_ratio: float | Mapping[int, float]) -> dict[int, float]:
+    def ratios(self, keep_ratio: KeepRatio) -> dict[int, float]:
         """
         ``{stage: share}`` of the stages that select.
 
@@ -176,7 +178,7 @@ class Planting:
             raise ValueError(f"keep_ratio expects one share for each of stages {self.stages}. Got {dict(keep_ratio)}.")
         return dict(keep_ratio)
 
-    def use(self, keep_ratio: float | Mapping[int, float], batch: int, image_size: tuple[int, int]) -> None:
+    def use(self, keep_ratio: KeepRatio, batch: int, image_size: tuple[int, int]) -> None:
         """
         Plant the maps of a share, for inputs of one shape; every image of a batch has blobs of its own.
 
@@ -202,7 +204,7 @@ class Planting:
         least, most = MARGIN
         return (self.border + ranks.sign() * least + ranks * (most - least)).float()
 
-    def check(self, selections: Sequence[BlockSelection], keep_ratio: float | Mapping[int, float]) -> None:
+    def check(self, selections: Sequence[BlockSelection], keep_ratio: KeepRatio) -> None:
         """
         Raise RuntimeError where a block did not keep exactly the share that was planted.
 

@@ -8,10 +8,9 @@ HEADER = ("", "keep", "mode", "dtype", "batch", "size", "ms", "IQR, ms", "peak M
 def cells(row: Row) -> list[str]:
     """One cell for each column of :data:`HEADER`."""
     kept = row.keep_ratio
-    if isinstance(kept, dict):
-        kept = ", ".join(f"{value:g}" for value in kept.values())
-    elif kept is not None:
-        kept = f"{kept:g}"
+    if kept is not None:
+        values = kept.values() if isinstance(kept, dict) else kept if isinstance(kept, list) else [kept]
+        kept = ", ".join(f"{value:g}" for value in values)
     return [
         row.name,
         kept or "-",
