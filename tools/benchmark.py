@@ -20,6 +20,7 @@ Overrides of the config, for the backbones of this project, come last: --opts KE
 import argparse
 import logging
 import os
+import shlex
 import sys
 
 # torch's profiler, which measures memory, would complain of a machine without a GPU.
@@ -146,7 +147,7 @@ def main(argv: list[str] | None = None) -> list[Record]:
     else:
         for name, package in args.missing.items():
             print(f"{name} is left out: {package} is not installed")
-        records = [measure(args, " ".join(sys.argv[1:] if argv is None else argv))]
+        records = [measure(args, shlex.join(sys.argv[1:] if argv is None else argv))]
     for record in records:
         show(record)
     if args.document:

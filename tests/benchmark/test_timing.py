@@ -1,5 +1,6 @@
 """Times are taken in turns, the warm-up left out, and ratios within rounds."""
 
+import gc
 import itertools
 
 import pytest
@@ -51,8 +52,6 @@ def test_a_gpu_is_waited_for():
 
 
 def test_pythons_collector_rests_and_comes_back():
-    import gc
-
     during = []
     interleave([Entry(lambda: during.append(gc.isenabled()))], torch.device("cpu"), rounds=1)
     assert during == [False, False] and gc.isenabled()
