@@ -99,16 +99,16 @@ def time_settings(
         for i in order:
             with settings[i]():
                 for images in prepared:
-                    _wait(images.tensor.device)
+                    wait_for(images.tensor.device)
                     begin = clock()
                     network.forward_with_selections(images.tensor, images.image_sizes)
-                    _wait(images.tensor.device)
+                    wait_for(images.tensor.device)
                     if number >= 0:
                         seconds[i].append(clock() - begin)
     return [Latency.of_seconds(values) for values in seconds]
 
 
-def _wait(device: torch.device) -> None:
-    """For work that a GPU was given and has not finished."""
+def wait_for(device: torch.device) -> None:
+    """Wait for work that a GPU was given and has not finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

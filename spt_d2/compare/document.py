@@ -10,9 +10,9 @@ from spt_d2.compare.results import Result
 from spt_d2.compare.table import comparison_table, provenance
 
 
-def markers(name: str) -> tuple[str, str]:
+def markers(name: str, program: str = "tools/compare.py") -> tuple[str, str]:
     """The lines between which the table of a plan stands; comments, that a reader of the page does not see."""
-    return f"<!-- table of {name}: made by tools/compare.py, do not edit -->", f"<!-- end of the table of {name} -->"
+    return f"<!-- table of {name}: made by {program}, do not edit -->", f"<!-- end of the table of {name} -->"
 
 
 def report_text(results: Sequence[Result], reference: str, figure: str) -> str:
@@ -47,7 +47,7 @@ def insert_report(
     insert_between(path, results[0]["plan"], report_text(results, reference, seen_from_page))
 
 
-def insert_between(path: str | os.PathLike[str], name: str, text: str) -> None:
+def insert_between(path: str | os.PathLike[str], name: str, text: str, program: str = "tools/compare.py") -> None:
     """
     Replace what stands between the markers of a plan.
 
@@ -55,13 +55,14 @@ def insert_between(path: str | os.PathLike[str], name: str, text: str) -> None:
         path: of the page.
         name: of the plan.
         text: to stand there.
+        program: that makes it.
 
     Raises:
         ValueError: the page does not have the two markers once each, in their order.
     """
     page = Path(path)
     content = page.read_text(encoding="utf-8")
-    begin, end = markers(name)
+    begin, end = markers(name, program)
     found = re.findall(f"{re.escape(begin)}.*?{re.escape(end)}", content, flags=re.DOTALL)
     if len(found) != 1 or content.count(begin) != 1 or content.count(end) != 1:
         raise ValueError(f"{page} expects these two lines once each, in this order:\n{begin}\n{end}")

@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""
+Time backbones, blocks, packing, data and detectors side by side: ours, and others' dense Swins.
+
+    python tools/benchmark.py backbone --quick                            a first answer within a minute
+    python tools/benchmark.py backbone --batch-sizes 1 2 --keep-ratios 0.23 3=0.23,4=0.25 --json FILE
+    python tools/benchmark.py backbone --peers --names swin_t spt_t --image-sizes 512 1024 2048     how times grow
+    python tools/benchmark.py train --batch-sizes 2 --device cuda --dtype bfloat16
+    python tools/benchmark.py attention --keep-ratios 0.23 1.0            stages and blocks beside dense ones
+    python tools/benchmark.py packing                                     against padding to the fullest image
+    python tools/benchmark.py data                                        mapper and loader against the stock ones
+    python tools/benchmark.py model --modes inference training            whole detectors
+    python tools/benchmark.py report results/benchmark/*.json --document docs/performance.md
+
+Everything that a command compares is timed in one process, in turns (A B A B), warmed up, the device waited for. Ratios
+are taken within each round; their median and quartiles are printed. docs/performance.md explains what is timed.
+Overrides of the config, for the backbones of this project, come last: --opts KEY VALUE ...
+"""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+
+# torch's profiler, which measures memory, would complain of a machine without a GPU.
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+import torch
+
+from spt_d2.analysis.model_report import parse_keep_ratio, text_table
+from spt_d2.benchmark.commands import COMMANDS, Settings
+from spt_d2.benchmark.models import OWN
+from spt_d2.benchmark.page import insert_records
+from spt_d2.benchmark.peers import PEERS, available_peers
+from spt_d2.benchmark.record import Record, new_record, read_record, write_record
+from spt_d2.benchmark.steps import DTYPES, MODES
+from spt_d2.benchmark.table import HEADER, cells, origin
+from spt_d2.provenance import available_cores
+
+# What --quick makes of options that are not given, and what they are otherwise.
+QUICK = {"image_sizes": [(448, 704)], "rounds": 3, "images": 16}
+THOROUGH = {"image_sizes": [(800, 1280)], "rounds": 10, "images": 64}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``800x1280``, height first, or ``512`` for a square."""
+    try:
+        numbers = [int(part) for part in text.split("x")]
+        height, width = numbers if len(numbers) > 1 else numbers * 2
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expects HEIGHTxWIDTH or one number, in pixels. Got {text!r}") from error
+    if min(height, width) < 32 or height % 32 or width % 32:
+        raise argparse.ArgumentTypeError(f"expects multiples of 32 pixels, as batches are padded. Got {text!r}")
+    return height, width
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=[*COMMANDS, "report"], help="what to time, or to report")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="results files to report")
+    parser.add_argument("--document", metavar="FILE", help="of report: the page that they are put into")
+    parser.add_argument("--names", nargs="*", default=list(OWN), metavar="NAME", help=f"some of {', '.join(OWN)}")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), metavar="NAME", help=f"some of {', '.join(PEERS)}")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="the lower ones through autocast")
+    parser.add_argument("--modes", nargs="+", default=["inference"], choices=MODES, help="of attention, packing, model")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1], metavar="N", help="images; default: 1")
+    parser.add_argument("--image-sizes", nargs="+", type=parse_size, metavar="HxW", help="default: 800x1280")
+    parser.add_argument(
+        "--keep-ratios", nargs="+", default=["0.23"], metavar="R",
+        help="0.23 (default), or 3=0.23,4=0.25; of packing, one for each image (default: 0.05 0.1 0.3 0.9)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch, on the CPU; default: all cores")
+    parser.add_argument("--rounds", type=int, metavar="N", help="that are counted; default: 10")
+    parser.add_argument("--warmup", type=int, default=1, metavar="N", help="rounds before them; default: 1")
+    parser.add_argument("--images", type=int, metavar="N", help="of data; default: 64")
+    parser.add_argument("--quick", action="store_true", help="smaller defaults: 448x704, 3 rounds, 16 images")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the run that measures it")
+    parser.add_argument("--json", metavar="FILE", help="results file to write")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides of the config")
+    args = parser.parse_args(argv)
+    for name, value in (QUICK if args.quick else THOROUGH).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    try:
+        args.keep_ratios = [parse_keep_ratio(text) for text in args.keep_ratios]
+        args.peers, args.missing = available_peers(args.peers)
+    except ValueError as error:
+        parser.error(str(error))
+    unknown = [name for name in args.names if name not in OWN]
+    if unknown:
+        parser.error(f"--names expects some of {', '.join(OWN)}. Got {', '.join(unknown)}")
+    if (args.command == "report") != bool(args.files):
+        parser.error("report expects results files, and nothing else does")
+    if len(args.opts) % 2:
+        parser.error(f"--opts expects keys and values in turn. Got {' '.join(args.opts)}")
+    if min(args.rounds, *args.batch_sizes) < 1 or args.warmup < 0 or (args.threads is not None and args.threads < 1):
+        parser.error("--rounds, --batch-sizes and --threads expect at least 1, --warmup at least 0")
+    if args.images < 8:
+        parser.error("--images expects at least 8, more than workers hold ready")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: torch finds no GPU")
+    return args
+
+
+def show(record: Record) -> None:
+    """To the terminal."""
+    print(text_table(list(HEADER), [cells(row) for row in record.rows]), *record.notes, "", origin(record), sep="\n")
+
+
+def measure(args: argparse.Namespace, command: str) -> Record:
+    """Time what the command line asks for."""
+    settings = Settings(
+        names=tuple(args.names),
+        peers=tuple(args.peers),
+        keep_ratios=tuple(args.keep_ratios),
+        batches=tuple(args.batch_sizes),
+        image_sizes=tuple(args.image_sizes),
+        device=torch.device(args.device),
+        dtype=args.dtype,
+        modes=tuple(args.modes),
+        rounds=args.rounds,
+        warmup=args.warmup,
+        memory=not args.no_memory,
+        images=args.images,
+        overrides=dict(zip(args.opts[0::2], args.opts[1::2])),
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads or available_cores())
+    try:
+        rows, notes = COMMANDS[args.command](settings)
+        # It states the threads.
+        return new_record(args.command, command, args.rounds, args.device, rows, list(args.missing), notes)
+    finally:
+        torch.set_num_threads(before)
+
+
+def main(argv: list[str] | None = None) -> list[Record]:
+    """Run the program; returns what it measured, or read."""
+    args = parse_arguments(argv)
+    # What became of each weight is of no interest here.
+    logging.getLogger("spt_d2").setLevel(logging.WARNING)
+    if args.command == "report":
+        records = [read_record(path) for path in args.files]
+    else:
+        for name, package in args.missing.items():
+            print(f"{name} is left out: {package} is not installed")
+        records = [measure(args, shlex.join(sys.argv[1:] if argv is None else argv))]
+    for record in records:
+        show(record)
+    if args.document:
+        insert_records(args.document, records)
+        print(args.document)
+    if args.json:
+        write_record(records[0], args.json)
+        print(args.json)
+    return records
+
+
+if __name__ == "__main__":
+    main()
