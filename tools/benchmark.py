@@ -4,7 +4,7 @@ Time backbones, blocks, packing, data and detectors side by side: ours, and othe
 
     python tools/benchmark.py backbone --quick                            a first answer within a minute
     python tools/benchmark.py backbone --batch-sizes 1 2 --keep-ratios 0.23 3=0.23,4=0.25 --json FILE
-    python tools/benchmark.py backbone --peers --names swin_t spt_t --image-sizes 512 1024 2048     how times grow
+    python tools/benchmark.py backbone --peers none --names swin_t spt_t --image-sizes 512 1024 2048     how times grow
     python tools/benchmark.py train --batch-sizes 2 --device cuda --dtype bfloat16
     python tools/benchmark.py attention --keep-ratios 0.23 1.0            stages and blocks beside dense ones
     python tools/benchmark.py packing                                     against padding to the fullest image
@@ -62,7 +62,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("files", nargs="*", metavar="FILE", help="results files to report")
     parser.add_argument("--document", metavar="FILE", help="of report: the page that they are put into")
     parser.add_argument("--names", nargs="*", default=list(OWN), metavar="NAME", help=f"some of {', '.join(OWN)}")
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), metavar="NAME", help=f"some of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--peers", nargs="*", default=list(PEERS), metavar="NAME",
+        help=f"none, or some of {', '.join(PEERS)}; default, and without a name: all that are installed",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="the lower ones through autocast")
     parser.add_argument("--modes", nargs="+", default=["inference"], choices=MODES, help="of attention, packing, model")
@@ -86,7 +89,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, value)
     try:
         args.keep_ratios = [parse_keep_ratio(text) for text in args.keep_ratios]
-        args.peers, args.missing = available_peers(args.peers)
+        names = [] if args.peers == ["none"] else args.peers or list(PEERS)
+        args.peers, args.missing = available_peers(names)
     except ValueError as error:
         parser.error(str(error))
     unknown = [name for name in args.names if name not in OWN]

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spt_d2.benchmark.cases import Case
@@ -12,7 +11,8 @@ from spt_d2.benchmark.planting import KeepRatio
 from spt_d2.benchmark.record import Row
 from spt_d2.benchmark.steps import DTYPES
 from spt_d2.layers.block import SelectPackBlock
-from spt_d2.ops.attention import block_diagonal_mask, xformers_available
+from spt_d2.layers.chunked import add_mlp, runs_in_chunks
+from spt_d2.ops.attention import block_diagonal_mask, container_attention, xformers_available
 from spt_d2.ops.packing import PackedLayout, pack_layout
 from spt_d2.ops.selection import select_tokens
 
@@ -89,7 +89,7 @@ class BlockParts:
             return self.block.attn(self.tokens, self.layout)
         containers, mask = self.filled
         q, k, v = containers.permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        return container_attention(q, k, v, mask).transpose(1, 2)
 
     def empty(self) -> Tensor:
         """(T, C): attended tokens, taken out of the containers."""
@@ -118,6 +118,9 @@ class BlockParts:
         self.attend()
         # As many tokens as are kept, whichever.
         block.attn.proj(self.tokens)
+        if runs_in_chunks(block, self.x):
+            # Written into, as the block does with what it has just made.
+            return add_mlp(self.x.clone(), block.norm2, block.mlp)
         return self.x + block.mlp(block.norm2(self.x))
 
     def pieces(self) -> dict[str, Callable[[], object]]:

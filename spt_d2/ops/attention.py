@@ -229,19 +229,27 @@ def _rectangular_sdpa(
     if table is not None:
         bias = relative_bias(layout, table, window_size).to(q.dtype)
         mask = bias.masked_fill(~mask, -math.inf)
-    if q.is_cpu and not torch.is_grad_enabled() and not dropout and layout.container_size <= _SHORT:
-        return layout.empty_containers(_short_containers(q, k, v, mask).transpose(1, 2))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return layout.empty_containers(out.transpose(1, 2))
+    return layout.empty_containers(container_attention(q, k, v, mask, dropout).transpose(1, 2))
 
 
-def _short_containers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """:func:`short_attention` of containers (R, h, L, d), under a (R, 1 or h, L, L) mask, bool or additive."""
+def container_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """
+    Attention within containers, by whatever is fastest for their length on their device.
+
+    Args:
+        q, k, v: (R, h, L, d).
+        mask: (R, 1 or h, L, L), bool or additive.
+        dropout: of the attention weights.
+
+    Returns:
+        (R, h, L, d).
+    """
+    if not q.is_cpu or torch.is_grad_enabled() or q.shape[2] > _SHORT:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -math.inf)
+        mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -math.inf)
     bias = mask.expand(-1, q.shape[1], -1, -1).flatten(0, 1)
-    out = short_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias)
-    return out.view(q.shape)
+    return short_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias, dropout).view(q.shape)
 
 
 def _segmentwise_sdpa(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, dropout: float) -> Tensor:

@@ -112,7 +112,7 @@ def test_every_command_runs(program, monkeypatch):
 def test_training_and_packing_run_by_their_names(program):
     with as_a_program():
         (train,) = program.main(
-            [*"train --quick --image-sizes 64 --names spt_t --peers --no-memory --opts".split(), *NANO_OPTS]
+            [*"train --quick --image-sizes 64 --names spt_t --peers none --no-memory --opts".split(), *NANO_OPTS]
         )
         (packing,) = program.main([*"packing --quick --image-sizes 64 --no-memory --opts".split(), *NANO_OPTS])
     assert [(row.name, row.mode, row.ratio_to_fastest_peer) for row in train.rows] == [("spt_t", "training", None)]
