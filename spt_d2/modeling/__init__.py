@@ -10,14 +10,18 @@ except ImportError as error:
 
 from spt_d2.modeling.backbone import (
     SPT,
+    DynamicSwin,
     Swin,
     ViT,
+    build_dynamic_swin_backbone,
     build_spt_backbone,
     build_swin_backbone,
     build_vit_backbone,
 )
 from spt_d2.modeling.fpn import (
     SelectionFPN,
+    build_dynamic_swin_fpn_backbone,
+    build_retinanet_dynamic_swin_fpn_backbone,
     build_retinanet_spt_fpn_backbone,
     build_retinanet_swin_fpn_backbone,
     build_spt_fpn_backbone,
@@ -38,6 +42,7 @@ from spt_d2.modeling.simple_pyramid import (
 
 __all__ = [
     "SPT",
+    "DynamicSwin",
     "MultiLabelClassifier",
     "SelectionFPN",
     "SelectionGeneralizedRCNN",
@@ -47,6 +52,9 @@ __all__ = [
     "SelectionSimplePyramid",
     "Swin",
     "ViT",
+    "build_dynamic_swin_backbone",
+    "build_dynamic_swin_fpn_backbone",
+    "build_retinanet_dynamic_swin_fpn_backbone",
     "build_retinanet_spt_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
