@@ -16,7 +16,7 @@ ALLOWED = {
     "ops": {"torch", "numpy", "pycocotools", "spt_d2.ops"},
     "layers": {"torch", "spt_d2.ops", "spt_d2.layers"},
     "weights": {"torch", "safetensors", "spt_d2.weights"},
-    "modeling": {"torch", "detectron2", "fvcore", *(f"spt_d2.{part}" for part in ("ops", "layers", "weights", "modeling"))},
+    "modeling": {"torch", "detectron2", "fvcore", "spt_d2.ops", "spt_d2.layers", "spt_d2.weights", "spt_d2.modeling"},
 }
 # The one file that may import xformers.
 XFORMERS = PACKAGE / "ops" / "attention.py"

@@ -12,6 +12,8 @@ every backbone; :func:`training_macs` counts a training pass, which costs more t
 
 from typing import Any
 
+from torch import nn
+
 from spt_d2.analysis.hierarchy_macs import BackboneMacs, backbone_macs, even_mask, nominal_tokens, stage_macs
 from spt_d2.analysis.macs import BlockTokens, Macs, block_macs, linear_macs
 from spt_d2.layers.block import SwinBlock
@@ -24,13 +26,12 @@ def _(block: DynamicBlock, grid_size: tuple[int, int], tokens: BlockTokens | Non
     if tokens is None:
         raise ValueError(
             f"backbone_macs(kept=) expects the tokens of every block after a predictor. Got none for {place}.\n"
-            "HINT: image_macs reads them off a selection, nominal_macs assumes a keep ratio, inference_macs the block's."
+            "HINT: image_macs reads them off a selection, nominal_macs assumes a ratio, inference_macs knows the own."
         )
     dense = block_macs.dispatch(SwinBlock)(block, grid_size, None, place).dense
     total = grid_size[0] * grid_size[1]
     skipped = total - tokens.kept
-    slow = linear_macs(block.mlp.fc1, skipped) + linear_macs(block.mlp.fc2, skipped)
-    cost = dense - slow + linear_macs(block.fastmlp.fc1[1], skipped)
+    cost = dense - _linears(block.mlp, skipped) + _linears(block.fastmlp, skipped)
     return Macs(dense, cost, cost)
 
 
@@ -42,14 +43,13 @@ def _(block: DynamicBlock, grid_size: tuple[int, int], keep_ratio: float) -> Blo
 
 @stage_macs.register
 def _(stage: DynamicStage, grid_size: tuple[int, int]) -> Macs:
-    total = grid_size[0] * grid_size[1]
-    linears = [
-        layer
-        for predictor in stage.score_predictor
-        for layer in (predictor.in_conv[1], predictor.out_conv[0], predictor.out_conv[2], predictor.out_conv[4])
-    ]
-    cost = sum(linear_macs(linear, total) for linear in linears)
+    cost = _linears(stage.score_predictor, grid_size[0] * grid_size[1])
     return Macs(0, cost, cost)
+
+
+def _linears(module: nn.Module, tokens: float) -> float:
+    """Of all linear layers in a module, each over so many tokens."""
+    return sum(linear_macs(layer, tokens) for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def inference_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:
@@ -84,7 +84,7 @@ def training_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:
     every = BlockTokens(height * width, 0, 0)
     dynamic = [(i, block) for i, block in enumerate(stage.blocks) if isinstance(block, DynamicBlock)]
     macs = backbone_macs(backbone, tensor_size, {(stage.stage, i): every for i, _ in dynamic})
-    light = sum(linear_macs(block.fastmlp.fc1[1], height * width) for _, block in dynamic)
+    light = sum(_linears(block.fastmlp, height * width) for _, block in dynamic)
     name = f"stage{stage.stage}"
     return BackboneMacs({**macs.by_stage, name: macs.by_stage[name] + Macs(0, light, light)})
 

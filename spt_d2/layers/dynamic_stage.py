@@ -82,14 +82,15 @@ class DynamicStage(nn.Module):
 
     def _sampled(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[DynamicSelection]]:
         """Training: every token through both FFNs."""
+        # Before the first decision both results of a token are itself.
         slow = fast = x
+        mask = x.new_ones(*x.shape[:3], 1)
         selections: list[DynamicSelection] = []
         for i in range(self.predictor_blocks[0], len(self.blocks)):
             if i in self.predictor_blocks:
-                number = self.predictor_blocks.index(i)
+                predictor = self.score_predictor[self.predictor_blocks.index(i)]
                 # As the decision before this one has it; the blocks below read both results by the new one.
-                seen = merge(slow, fast, mask) if number else x
-                score = run_block(self.score_predictor[number], self.use_checkpoint, seen, valid)
+                score = run_block(predictor, self.use_checkpoint, merge(slow, fast, mask), valid)
                 keep_mask, policy = hard_gumbel(score, valid)
                 mask = policy[..., None].to(x.dtype)
             slow, fast = run_block(self.blocks[i], self.use_checkpoint, slow, fast, mask)
@@ -105,13 +106,13 @@ class DynamicStage(nn.Module):
                 score = self.score_predictor[number](x, valid)
                 keep_mask, _ = select_tokens(score, valid, select="topk", keep_ratio=self.keep_ratios[number])
                 keep, skip = (mask.flatten().nonzero().squeeze(1) for mask in (keep_mask, ~keep_mask))
-            x = self.blocks[i].sparse(x, keep, skip)
+            block = self.blocks[i]
+            assert isinstance(block, DynamicBlock)
+            x = block.sparse(x, keep, skip)
             selections.append(self._record(i, score, keep_mask, valid, keep_mask.to(score.dtype)))
         return x, selections
 
-    def _record(
-        self, block: int, score: Tensor, keep_mask: Tensor, valid: Tensor, policy: Tensor
-    ) -> DynamicSelection:
+    def _record(self, block: int, score: Tensor, keep_mask: Tensor, valid: Tensor, policy: Tensor) -> DynamicSelection:
         target = self.keep_ratio_of(block)
         assert target is not None
         return DynamicSelection(

@@ -9,8 +9,8 @@ class TokenPredictor(nn.Module):
     """
     Score tokens by themselves and by their image: half of the channels are replaced by their mean over the image.
 
-    Names of parameters are those of ``PredictorLG`` in DynamicViT's published code, whose checkpoints load. It knows one
-    size of image and no padding; here padding has no part in the mean.
+    Names of parameters are those of ``PredictorLG`` in DynamicViT's published code, whose checkpoints load. It knows no
+    padding; here padding has no part in the mean.
 
     Args:
         dim: C, a multiple of 4.
@@ -40,6 +40,7 @@ class TokenPredictor(nn.Module):
         mean = (shared.to(dtype) * valid[..., None]).sum(dim=(1, 2), keepdim=True) / number
         hidden = self.out_conv[:-1](torch.cat((local, mean.to(local.dtype).expand_as(shared)), dim=-1))
         last = self.out_conv[-1]
+        assert isinstance(last, nn.Linear)
         with torch.autocast(device_type=x.device.type, enabled=False):
             keep, skip = F.linear(hidden.to(dtype), last.weight.to(dtype), last.bias.to(dtype)).unbind(dim=-1)
         return keep - skip

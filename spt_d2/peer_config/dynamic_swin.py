@@ -14,8 +14,8 @@ def add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DYNAMIC_SWIN = CfgNode()
     node = cfg.MODEL.DYNAMIC_SWIN
     add_hierarchy(node, [2, 2, 6, 2])
-    # Blocks of stage 3, numbers from 0, that have a predictor before them. Published: [1, 2, 3] at depth 6, [2, 4, 6] at
-    # depth 18.
+    # Blocks of stage 3, numbers from 0, that have a predictor before them. Published: [1, 2, 3] at depth 6, and
+    # [2, 4, 6] at depth 18.
     node.PREDICTOR_BLOCKS = [1, 2, 3]
     # Share of an image's tokens that the first predictor keeps for the full FFN, rho, in (0, 1]; each further one keeps
     # 0.2 less.

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -32,7 +33,8 @@ class DynamicSwin(Swin):
 
     Args:
         depths: blocks per stage, at least three stages.
-        predictor_blocks: numbers of the blocks of stage 3, from 0, with a predictor before them (T: 1, 2, 3; S: 2, 4, 6).
+        predictor_blocks: numbers of the blocks of stage 3, from 0, with a predictor before them; published are 1, 2, 3
+            at depth 6 and 2, 4, 6 at depth 18.
         keep_ratio: rho, the share of tokens that the first predictor keeps; each further one keeps 0.2 less.
         ratio_weight: of the squared distance between the shares kept and to be kept, the mean over predictors.
         teacher_weights: file of a dense Swin of the same sizes to learn from; empty for none. It costs a forward pass
@@ -143,8 +145,8 @@ class DynamicSwin(Swin):
             ``loss_keep_ratio``, and ``loss_distill`` where there is a teacher; both weighted.
         """
         decisions = [selection for selection in selections if selection.leads]
-        ratio = sum(keep_ratio_loss(s.policy, s.valid, s.target) for s in decisions) / len(decisions)
-        losses = {"loss_keep_ratio": self.ratio_weight * ratio}
+        distances = torch.stack([keep_ratio_loss(s.policy, s.valid, s.target) for s in decisions])
+        losses = {"loss_keep_ratio": self.ratio_weight * distances.mean()}
         distance = selections[-1].distillation
         if distance is not None:
             losses["loss_distill"] = self.distill_weight * distance

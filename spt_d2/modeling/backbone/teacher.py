@@ -50,10 +50,11 @@ class Teacher:
             raise ValueError(f"Teacher(weights=) expects the weights of a Swin backbone. Got none in {self.weights}.")
         fitted, report = fit_to_model(weights, wanted)
         fitted = {name: fitted[name] for name in wanted if name in fitted}
-        own_norm = f"norm{len(self.swin['depths']) - 1}."
-        norm = {name: weights.get(layout.prefix + name.replace(own_norm, "norm.")) for name in wanted if own_norm in name}
         # A classifier's only norm follows its last stage.
-        of_classifier = {name: value for name, value in norm.items() if value is not None and name not in fitted}
+        own_norm, norm = f"norm{len(self.swin['depths']) - 1}.", f"{layout.prefix}norm."
+        absent = [name for name in wanted if name.startswith(own_norm) and name not in fitted]
+        of_classifier = {name: weights.get(name.replace(own_norm, norm)) for name in absent}
+        of_classifier = {name: value for name, value in of_classifier.items() if value is not None}
         entries = [] if report is None else report.entries
         changed = [e.name for e in entries if e.loud or e.action in ("added", "resized", "new")]
         changed = [name for name in changed if name not in of_classifier]

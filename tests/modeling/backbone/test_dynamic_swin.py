@@ -88,7 +88,8 @@ def test_an_image_never_sees_its_batch():
 def test_images_of_any_size_work_in_both_modes(height, width):
     model, x = nano_dynamic_swin(), images(2, height, width)
     features, selections = model.forward_with_selections(x, [(height, width), (1, 1)])
-    (sum(f.square().sum() for f in features.values()) + model.selection_losses(selections)["loss_keep_ratio"]).backward()
+    losses = [f.square().sum() for f in features.values()] + list(model.selection_losses(selections).values())
+    sum(losses).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     with torch.no_grad():
         shapes = {name: f.shape for name, f in model.eval()(x).items()}
@@ -211,9 +212,9 @@ def test_the_detectors_losses_reach_the_predictors():
         ({"predictor_blocks": (1, 6)}, r"DynamicSwin\(predictor_blocks=\)"),
         ({"predictor_blocks": (-1, 2)}, r"DynamicSwin\(predictor_blocks=\)"),
         ({"depths": (1, 1), "num_heads": (1, 2)}, r"blocks of stage 3.*depths \(1, 1\)"),
-        ({"keep_ratio": 0.4}, r"DynamicSwin\(keep_ratio=\) expects ratios in \(0, 1\], each 0.2 less\. Got \(0.4, 0.2, 0"),
+        ({"keep_ratio": 0.4}, r"DynamicSwin\(keep_ratio=\) expects ratios in \(0, 1\], each 0.2 less"),
         ({"keep_ratio": 1.1}, r"DynamicSwin\(keep_ratio=\)"),
-        ({"teacher_weights": "a.pth", "out_features": ("res4",)}, r"expects the map 'res5'.*Got out_features \('res4',\)"),
+        ({"teacher_weights": "a.pth", "out_features": ("res4",)}, r"expects the map 'res5'.*Got out_features"),
     ],
 )  # fmt: skip
 def test_arguments_that_cannot_be_are_told(values, message):
