@@ -15,7 +15,8 @@ PACKAGE = ROOT / "spt_d2"
 ALLOWED = {
     "ops": {"torch", "numpy", "pycocotools", "spt_d2.ops"},
     "layers": {"torch", "spt_d2.ops", "spt_d2.layers"},
-    "modeling": {"torch", "detectron2", "fvcore", "spt_d2.ops", "spt_d2.layers", "spt_d2.modeling"},
+    "weights": {"torch", "safetensors", "spt_d2.weights"},
+    "modeling": {"torch", "detectron2", "fvcore", "spt_d2.ops", "spt_d2.layers", "spt_d2.weights", "spt_d2.modeling"},
 }
 # The one file that may import xformers.
 XFORMERS = PACKAGE / "ops" / "attention.py"

@@ -77,6 +77,7 @@ def backbone_macs(
         if f"stage{number}" in output_gates:
             extra = linear_macs(output_gates[f"stage{number}"].gate.proj, height * width)
             macs += Macs(0, extra, extra)
+        macs += stage_macs(stage, (height, width))
         downsample = getattr(stage, "downsample", None)
         if downsample is not None:
             height, width = -(-height // 2), -(-width // 2)
@@ -156,6 +157,18 @@ def _stage_ratio(keep_ratio: float | Mapping[int, float], stage: int) -> float:
     if not 0.0 <= keep_ratio <= 1.0:
         raise ValueError(f"nominal_macs(keep_ratio=) expects a fraction in [0, 1]. Got {keep_ratio} for stage {stage}.")
     return keep_ratio
+
+
+@singledispatch
+def stage_macs(stage: nn.Module, grid_size: tuple[int, int]) -> Macs:
+    """
+    What a stage computes beside its blocks and its merging; a kind of stage that does registers its formula here.
+
+    Args:
+        stage: read off for its channels.
+        grid_size: (H, W) in tokens.
+    """
+    return Macs()
 
 
 @singledispatch

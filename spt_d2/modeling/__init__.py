@@ -10,9 +10,11 @@ except ImportError as error:
 
 from spt_d2.modeling.backbone import (
     SPT,
+    DynamicSwin,
     SparseViT,
     Swin,
     ViT,
+    build_dynamic_swin_backbone,
     build_sparse_vit_backbone,
     build_spt_backbone,
     build_swin_backbone,
@@ -20,6 +22,8 @@ from spt_d2.modeling.backbone import (
 )
 from spt_d2.modeling.fpn import (
     SelectionFPN,
+    build_dynamic_swin_fpn_backbone,
+    build_retinanet_dynamic_swin_fpn_backbone,
     build_retinanet_sparse_vit_fpn_backbone,
     build_retinanet_spt_fpn_backbone,
     build_retinanet_swin_fpn_backbone,
@@ -42,6 +46,7 @@ from spt_d2.modeling.simple_pyramid import (
 
 __all__ = [
     "SPT",
+    "DynamicSwin",
     "MultiLabelClassifier",
     "SelectionFPN",
     "SelectionGeneralizedRCNN",
@@ -52,6 +57,9 @@ __all__ = [
     "SparseViT",
     "Swin",
     "ViT",
+    "build_dynamic_swin_backbone",
+    "build_dynamic_swin_fpn_backbone",
+    "build_retinanet_dynamic_swin_fpn_backbone",
     "build_retinanet_sparse_vit_fpn_backbone",
     "build_retinanet_spt_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",

@@ -31,10 +31,12 @@ from spt_d2.weights.report import COMPUTED, WeightReport
 _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.(.*)$")
 _TABLE = "attn.relative_position_bias_table"
 # What a block adds to the residual stream passes through one of these last.
-_LAST_WEIGHTS = ("attn.proj.", "mlp.fc2.", "light.", "pos_conv.")
+_LAST_WEIGHTS = ("attn.proj.", "mlp.fc2.", "light.", "pos_conv.", "fastmlp.fc1.1.")
 # Parts of a block that an option decides on.
 _OPTIONAL = {_TABLE: "MODEL.SPT.POSITION", "pos_conv.": "MODEL.SPT.POSITION", "light.": "MODEL.SPT.FFN_TOKENS"}
-_OUTPUT = re.compile(r"(norm\d+|output_gates)\.")
+_OUTPUT = re.compile(r"(norm\d+|output_gates|layers\.\d+\.score_predictor)\.")
+# Parts of a block that dense Swin has not, and that learn from their own start.
+_OWN = ("gate.", "light.", "fastmlp.")
 
 
 def fit_to_model(
@@ -188,7 +190,7 @@ def _complete(
             report.add(name, "new", place.numel(), "zero: the checkpoint has no position there")
         else:
             # Of another shape, it was reported as dropped.
-            expected = name in native or rest.startswith(("gate.", "light.")) or _OUTPUT.match(name) is not None
+            expected = name in native or rest.startswith(_OWN) or _OUTPUT.match(name) is not None
             note = "initial values" if expected else "initial values: missing in the checkpoint"
             report.add(name, "new", place.numel(), note, loud=not expected)
         if value is not None:

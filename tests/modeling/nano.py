@@ -12,7 +12,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spt_d2.config import add_spt_config
-from spt_d2.modeling import SPT, SparseViT, Swin, ViT
+from spt_d2.modeling import SPT, DynamicSwin, SparseViT, Swin, ViT
+from spt_d2.peer_config import PEERS
 
 SIZES = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4, "mlp_ratio": 2.0}
 VIT_SIZES = {"embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "pretrain_image_size": 64}
@@ -32,6 +33,12 @@ def nano_spt(dtype: torch.dtype = torch.float64, **values) -> SPT:
         if "gate" in name and name.endswith("proj.bias"):
             torch.nn.init.constant_(parameter, -0.3)
     return model
+
+
+def nano_dynamic_swin(dtype: torch.dtype = torch.float64, **values) -> DynamicSwin:
+    """A DynamicSwin with a plain block, and three predictors before some of the five others."""
+    sizes = {**SIZES, "depths": (1, 1, 6, 1), "predictor_blocks": (1, 2, 4), "drop_path_rate": 0.0}
+    return reference.randomise_(DynamicSwin(**{**sizes, **values})).to(dtype)
 
 
 def nano_sparse_vit(dtype: torch.dtype = torch.float64, **values) -> SparseViT:
@@ -58,9 +65,11 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
     """A detector on the CPU that takes milliseconds."""
     cfg = get_cfg()
     add_spt_config(cfg)
-    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, cfg.MODEL.SPARSE_VIT):
+    peers = [cfg.MODEL[peer.NODE] for peer in PEERS]
+    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, *peers):
         node.EMBED_DIM, node.DEPTHS, node.NUM_HEADS = 8, [1, 1, 2, 1], [1, 2, 2, 4]
         node.WINDOW_SIZE, node.MLP_RATIO, node.DROP_PATH_RATE = 4, 2.0, 0.0
+    cfg.MODEL.DYNAMIC_SWIN.PREDICTOR_BLOCKS = [0, 1]
     cfg.MODEL.SPARSE_VIT.PRUNING_RATIOS = [[0.3], [0.0], [0.2, 0.4], [0.5]]
     vit = cfg.MODEL.VIT
     vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.SPA_BLOCKS = 16, 3, 2, [1, 2]
@@ -92,7 +101,7 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
         cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
         # As for Detectron2's ResNets: a map that nobody reads would leave its norm without a gradient.
         cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-        for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, cfg.MODEL.SPARSE_VIT):
+        for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, *peers):
             node.OUT_FEATURES = ["res3", "res4", "res5"]
     return cfg
 

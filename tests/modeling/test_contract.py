@@ -21,6 +21,9 @@ BUILDERS = [
     "build_vit_backbone",
     "build_vit_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
+    "build_dynamic_swin_backbone",
+    "build_dynamic_swin_fpn_backbone",
+    "build_retinanet_dynamic_swin_fpn_backbone",
     "build_sparse_vit_backbone",
     "build_sparse_vit_fpn_backbone",
     "build_retinanet_sparse_vit_fpn_backbone",
@@ -47,6 +50,7 @@ def test_public_names_are_pinned():
         "SparseViT",
         "Swin",
         "ViT",
+        "DynamicSwin",
         "SelectionFPN",
         *META_ARCHITECTURES,
         "SelectionSimplePyramid",
@@ -80,10 +84,10 @@ def test_outputs_are_what_the_contract_says(name, channels):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_second_entry_gives_selections_for_all_but_swin(name):
+def test_the_second_entry_gives_selections_for_all_but_dense_swin(name):
     backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=3)).eval()
     _, selections = backbone.forward_with_selections(torch.randn(1, 3, 64, 64))
-    assert bool(selections) == ("swin" not in name)
+    assert bool(selections) == (name.removeprefix("build_").removeprefix("retinanet_")[:5] != "swin_")
 
 
 # For each key a value other than the default, and where the built backbone must show it.
@@ -137,6 +141,15 @@ VIT_KEYS = {
     "DROP_PATH_RATE": (0.4, lambda b: round(b.blocks[-1].drop_path.rate, 6)),
     "USE_CHECKPOINT": (True, lambda b: b.use_checkpoint),
 }
+DYNAMIC_SWIN_KEYS = {
+    # Stage 3 with the blocks that have a predictor.
+    "DEPTHS": ([1, 2, 3, 1], SHARED_KEYS["DEPTHS"][1]),
+    "PREDICTOR_BLOCKS": ([1], lambda b: list(b.predictor_blocks)),
+    "KEEP_RATIO": (0.6, lambda b: b.keep_ratios[0]),
+    "RATIO_WEIGHT": (3.0, lambda b: b.ratio_weight),
+    "TEACHER_WEIGHTS": ("dense.pth", lambda b: b.teacher and b.teacher.weights),
+    "DISTILL_WEIGHT": (3.0, lambda b: b.distill_weight),
+}
 SPARSE_VIT_KEYS = {
     "PRUNING_RATIOS": (
         [[0.1], [0.2], [0.3, 0.5], [0.6]],
@@ -154,6 +167,7 @@ def test_no_key_is_left_out_here():
     assert set(cfg.MODEL.SWIN) == set(SHARED_KEYS)
     assert set(cfg.MODEL.SPT) == set(SHARED_KEYS) | set(SPT_KEYS) | SUPERVISION_KEYS
     assert set(cfg.MODEL.VIT) == set(VIT_KEYS)
+    assert set(cfg.MODEL.DYNAMIC_SWIN) == set(SHARED_KEYS) | set(DYNAMIC_SWIN_KEYS)
     assert set(cfg.MODEL.SPARSE_VIT) == set(SHARED_KEYS) | set(SPARSE_VIT_KEYS)
 
 
@@ -162,10 +176,13 @@ def test_no_key_is_left_out_here():
     [("SWIN", key) for key in SHARED_KEYS]
     + [("SPT", key) for key in (*SHARED_KEYS, *SPT_KEYS)]
     + [("VIT", key) for key in VIT_KEYS]
-    + [("SPARSE_VIT", key) for key in (*SHARED_KEYS, *SPARSE_VIT_KEYS)],
+    + [("DYNAMIC_SWIN", key) for key in SHARED_KEYS | DYNAMIC_SWIN_KEYS]
+    + [("SPARSE_VIT", key) for key in SHARED_KEYS | SPARSE_VIT_KEYS],
 )
 def test_builders_read_every_key(node, key):
-    value, shown = (VIT_KEYS if node == "VIT" else {**SHARED_KEYS, **SPT_KEYS, **SPARSE_VIT_KEYS})[key]
+    peers = {"DYNAMIC_SWIN": DYNAMIC_SWIN_KEYS, "SPARSE_VIT": SPARSE_VIT_KEYS}
+    own = {"VIT": VIT_KEYS, **peers}.get(node, SPT_KEYS)
+    value, shown = (own if node == "VIT" else {**SHARED_KEYS, **own})[key]
     cfg = nano_cfg(f"build_{node.lower()}_backbone")
     assert shown(build_backbone(cfg, ShapeSpec(channels=3))) != value, "the test needs another value"
     cfg.MODEL[node][key] = value

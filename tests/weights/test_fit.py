@@ -13,7 +13,7 @@ from tests.weights.sources import DEPTHS, EMBED_DIM, LAYOUTS, SIZES, source
 
 from spt_d2.checkpoint import SelectionCheckpointer  # isort: skip
 from spt_d2.layers.gate import SelectionGate  # isort: skip
-from spt_d2.modeling import SPT, Swin  # isort: skip
+from spt_d2.modeling import SPT, DynamicSwin, Swin  # isort: skip
 from spt_d2.weights import fit_to_model  # isort: skip
 from spt_d2.weights.fit import resize_bias_table  # isort: skip
 
@@ -216,6 +216,51 @@ def test_where_a_checkpoint_has_no_tables_they_start_at_zero():
 
 
 # What else a checkpoint may lack or have too much of.
+
+
+def dynamic_swin(**values) -> DynamicSwin:
+    return DynamicSwin(**{**SIZES, "drop_path_rate": 0.0, "window_size": 4, **values}).double().eval()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dense_weights_start_dynamic_swin_and_only_its_own_parts_are_new(layout):
+    weights, maps = source(layout, 4, (256, 256))
+    model = dynamic_swin(predictor_blocks=(1,), keep_ratio=1.0)
+    fitted, report = fit_to_model(weights, model.state_dict())
+    missing, unexpected = model.load_state_dict(fitted, strict=False)
+    new = [name for name in report.names("new") if not name.startswith(("norm", "head"))]
+    assert not unexpected and set(missing) == set(report.names("new"))
+    assert new and all(".score_predictor." in name or ".fastmlp." in name for name in new)
+    assert not report.warnings()
+    image = images(256, 256)
+    with torch.no_grad():
+        same_maps(model, maps(image), image)
+
+
+def test_checkpoints_of_the_authors_of_dynamic_swin_load_whole():
+    """Their names are ours, with a classifier's norm and head, and with tables that are computed here."""
+    other = dynamic_swin(predictor_blocks=(0, 2))
+    theirs = {k: v for k, v in other.state_dict().items() if not k.startswith("norm")}
+    theirs |= {"norm.weight": torch.ones(8 * EMBED_DIM), "head.bias": torch.zeros(7)}
+    theirs |= {"layers.2.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
+    model = dynamic_swin(predictor_blocks=(0, 2))
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    fitted, report = fit_to_model(theirs, model.state_dict())
+    model.load_state_dict(fitted, strict=False)
+    assert report.layout.name == "swin" and not report.warnings()
+    assert all(name.startswith("norm") for name in report.names("new"))
+    expected = {name: value for name, value in other.state_dict().items() if not name.startswith("norm")}
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
+
+
+def test_blocks_added_to_dynamic_swin_are_the_identity_by_either_ffn():
+    weights, _ = source("swin", 4, (64, 64))
+    model = dynamic_swin(depths=DEEPER, predictor_blocks=(1, 2))
+    model.load_state_dict(fit_to_model(weights, model.state_dict())[0], strict=False)
+    x = torch.randn(1, 8, 8, 4 * EMBED_DIM, dtype=torch.float64)
+    for block in model.layers[2].blocks[DEPTHS[2] :]:
+        assert torch.equal(block.sparse(x, torch.arange(20), torch.arange(20, 64)), x)
 
 
 def test_from_spt_to_swin_gates_are_dropped_quietly_and_blocks_too_many_loudly():

@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from spt_d2.modeling import SPT, SparseViT, Swin
+from spt_d2.modeling import SPT, DynamicSwin, SparseViT, Swin
 
 _tiny = dict(embed_dim=96, num_heads=[3, 6, 12, 24], drop_path_rate=0.2, out_features=["res2", "res3", "res4", "res5"])
 _base = {**_tiny, "embed_dim": 128, "num_heads": [4, 8, 16, 32]}
@@ -23,6 +23,9 @@ swin_t16 = L(Swin)(**_tiny, depths=[2, 2, 10, 2])
 swin_s28 = L(Swin)(**_tiny, depths=[2, 2, 22, 2])
 swin_b28 = L(Swin)(**_base, depths=[2, 2, 22, 2])
 
+# Peers. DynamicSwin at the places published.
+dynamic_swin_t = L(DynamicSwin)(**_tiny, depths=[2, 2, 6, 2], predictor_blocks=[1, 2, 3])
+dynamic_swin_s = L(DynamicSwin)(**_tiny, depths=[2, 2, 18, 2], predictor_blocks=[2, 4, 6])
 # SparseViT at the ratios published for T; S has as many in stage 3, spread over its blocks.
 sparse_vit_t = L(SparseViT)(**_tiny, depths=[2, 2, 6, 2])
 sparse_vit_s = L(SparseViT)(**_tiny, depths=[2, 2, 18, 2])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spt_d2.peer_config import PEERS
 from tests import reference
 from tests.modeling.nano import NUM_CLASSES, batch_of_inputs, nano_cfg
 
@@ -48,7 +49,7 @@ def train_step(model, inputs) -> dict[str, torch.Tensor]:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-@pytest.mark.parametrize("kind", ["spt", "swin", "sparse_vit"])
+@pytest.mark.parametrize("kind", ["spt", "swin", *(peer.NODE.lower() for peer in PEERS)])
 @pytest.mark.parametrize("meta_architecture", [*STOCK, *OURS])
 def test_training_gives_finite_losses_and_a_gradient_for_every_parameter(meta_architecture, kind):
     model = build(meta_architecture, kind)
@@ -57,12 +58,13 @@ def test_training_gives_finite_losses_and_a_gradient_for_every_parameter(meta_ar
     selects = kind == "spt" and meta_architecture in OURS
     expected = {"loss_select_stage2", "loss_select_stage3", "loss_select_stage4"} if selects else set()
     assert {name for name in losses if "select" in name} == expected
+    assert ("loss_keep_ratio" in losses) == (kind == "dynamic_swin" and meta_architecture in OURS)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.parametrize("kind", ["spt", "swin", "sparse_vit"])
+@pytest.mark.parametrize("kind", ["spt", "swin", *(peer.NODE.lower() for peer in PEERS)])
 @pytest.mark.parametrize("meta_architecture", [*STOCK, *OURS])
 def test_inference_gives_an_output_for_every_image_at_its_size(meta_architecture, kind):
     model = build(meta_architecture, kind).eval()

@@ -1,0 +1,129 @@
+"""A stage of DynamicSwin: predictors between blocks, each deciding for those up to the next (Rao et al., 2023)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from spt_d2.layers.block import SwinBlock
+from spt_d2.layers.dynamic_block import DynamicBlock, merge
+from spt_d2.layers.patch import PatchMerging
+from spt_d2.layers.stage import run_block
+from spt_d2.layers.token_predictor import TokenPredictor
+from spt_d2.ops.dynamic_selection import DynamicSelection, hard_gumbel
+from spt_d2.ops.selection import select_tokens
+
+
+class DynamicStage(nn.Module):
+    """
+    Swin blocks up to the first predictor, blocks with two FFNs after it; every second block shifted.
+
+    Each predictor scores all tokens anew: one that was skipped may be kept again. In training a decision is sampled,
+    and its ratio is the loss's affair; in evaluation an image keeps the ceil(ratio * valid tokens) of highest score.
+
+    Args:
+        dim: C.
+        depth: number of blocks.
+        num_heads: h.
+        window_size: M, in tokens.
+        drop_path: rate of each block.
+        downsample: whether a :class:`PatchMerging` to the next stage belongs to this one.
+        stage: 1 to 4, for the record.
+        predictor_blocks: numbers of the blocks that have a predictor before them, ascending.
+        keep_ratios: share of valid tokens that each predictor is to keep.
+        use_checkpoint: recompute activations in the backward pass, block by block.
+        **block: further arguments of :class:`SwinBlock`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        window_size: int,
+        drop_path: Sequence[float],
+        downsample: bool,
+        stage: int,
+        predictor_blocks: Sequence[int],
+        keep_ratios: Sequence[float],
+        use_checkpoint: bool = False,
+        **block: Any,
+    ):
+        super().__init__()
+        self.use_checkpoint, self.stage = use_checkpoint, stage
+        self.predictor_blocks, self.keep_ratios = tuple(predictor_blocks), tuple(keep_ratios)
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            kind = SwinBlock if i < self.predictor_blocks[0] else DynamicBlock
+            shift = window_size // 2 * (i % 2)
+            self.blocks.append(kind(dim, num_heads, window_size, shift, drop_path=drop_path[i], **block))
+        self.score_predictor = nn.ModuleList(TokenPredictor(dim) for _ in self.predictor_blocks)
+        self.downsample = PatchMerging(dim) if downsample else None
+
+    def keep_ratio_of(self, block: int) -> float | None:
+        """The share of tokens that a block gives its full FFN by the stage's own ratios; None before the first."""
+        ratio = None
+        for place, candidate in zip(self.predictor_blocks, self.keep_ratios):
+            ratio = candidate if place <= block else ratio
+        return ratio
+
+    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[DynamicSelection]]:
+        """
+        Args:
+            x: (B, H, W, C).
+            valid: (B, H, W) bool; other tokens take the light FFN.
+
+        Returns:
+            (B, H, W, C), before the merging, and one selection for every block from the first predictor on.
+        """
+        for block in self.blocks[: self.predictor_blocks[0]]:
+            x = run_block(block, self.use_checkpoint, x)
+        return self._sampled(x, valid) if self.training else self._ranked(x, valid)
+
+    def _sampled(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[DynamicSelection]]:
+        """Training: every token through both FFNs."""
+        # Before the first decision both results of a token are itself.
+        slow = fast = x
+        mask = x.new_ones(*x.shape[:3], 1)
+        selections: list[DynamicSelection] = []
+        for i in range(self.predictor_blocks[0], len(self.blocks)):
+            if i in self.predictor_blocks:
+                predictor = self.score_predictor[self.predictor_blocks.index(i)]
+                # As the decision before this one has it; the blocks below read both results by the new one.
+                score = run_block(predictor, self.use_checkpoint, merge(slow, fast, mask), valid)
+                keep_mask, policy = hard_gumbel(score, valid)
+                mask = policy[..., None].to(x.dtype)
+            slow, fast = run_block(self.blocks[i], self.use_checkpoint, slow, fast, mask)
+            selections.append(self._record(i, score, keep_mask, valid, policy))
+        return merge(slow, fast, mask), selections
+
+    def _ranked(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[DynamicSelection]]:
+        """Evaluation: each token through its own FFN; one device sync for each decision."""
+        selections: list[DynamicSelection] = []
+        for i in range(self.predictor_blocks[0], len(self.blocks)):
+            if i in self.predictor_blocks:
+                number = self.predictor_blocks.index(i)
+                score = self.score_predictor[number](x, valid)
+                keep_mask, _ = select_tokens(score, valid, select="topk", keep_ratio=self.keep_ratios[number])
+                keep, skip = (mask.flatten().nonzero().squeeze(1) for mask in (keep_mask, ~keep_mask))
+            block = self.blocks[i]
+            assert isinstance(block, DynamicBlock)
+            x = block.sparse(x, keep, skip)
+            selections.append(self._record(i, score, keep_mask, valid, keep_mask.to(score.dtype)))
+        return x, selections
+
+    def _record(self, block: int, score: Tensor, keep_mask: Tensor, valid: Tensor, policy: Tensor) -> DynamicSelection:
+        target = self.keep_ratio_of(block)
+        assert target is not None
+        return DynamicSelection(
+            stage=self.stage,
+            block=block,
+            stride=2 ** (self.stage + 1),
+            score=score,
+            keep_mask=keep_mask,
+            valid=valid,
+            layout=None,
+            policy=policy,
+            target=target,
+            leads=block in self.predictor_blocks,
+        )
