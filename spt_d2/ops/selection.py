@@ -58,8 +58,10 @@ class ImageBlockSelection:
         keep_mask: (h, w) bool, or None.
         kept: number of tokens kept.
         executed_pairs: query-key pairs in containers, the image's share of the batch's (by kept tokens; its own where
-            segments are whole images).
-        useful_pairs: query-key pairs within segments, likewise.
+            segments are whole images; an equal one where tokens are padded, for then every image computes as many).
+        useful_pairs: query-key pairs within segments, likewise, and never of padding.
+        padding: empty slots that projections run on beside the kept tokens, where tokens are padded to as many as the
+            batch's fullest image keeps.
     """
 
     stage: int
@@ -70,6 +72,7 @@ class ImageBlockSelection:
     kept: int
     executed_pairs: float
     useful_pairs: float
+    padding: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,9 @@ def split_selections(
         blocks = []
         for selection in selections:
             h, w = -(-height // selection.stride), -(-width // selection.stride)
-            kept, share, layout = 0, 0.0, selection.layout
+            kept, layout = 0, selection.layout
             if layout is not None:
                 kept = layout.counts[i]
-                share = kept / max(layout.num_tokens, 1)
-                if layout.is_ragged:
-                    # Pairs grow as the square of an image's tokens, which no other image shares.
-                    share = kept * kept / max(layout.useful_pairs, 1)
             elif selection.keep_mask is not None:
                 kept = int(selection.keep_mask[i].sum())
             blocks.append(
@@ -119,8 +118,9 @@ def split_selections(
                     score=selection.score[i, :h, :w],
                     keep_mask=None if selection.keep_mask is None else selection.keep_mask[i, :h, :w],
                     kept=kept,
-                    executed_pairs=share * layout.executed_pairs if layout else 0.0,
-                    useful_pairs=share * layout.useful_pairs if layout else 0.0,
+                    executed_pairs=layout.rows.share_of(i) * layout.executed_pairs if layout else 0.0,
+                    useful_pairs=layout.share_of(i) * layout.useful_pairs if layout else 0.0,
+                    padding=layout.rows.counts[i] - kept if layout else 0,
                 )
             )
         images.append(ImageSelection(blocks=blocks, tensor_size=tensor_size))
