@@ -80,9 +80,9 @@ def _add_spt(cfg: CfgNode) -> None:
     node.SEGMENT = "container"
     # Container length L, in tokens; 0 stands for WINDOW_SIZE squared (the paper: 49). Not read under SEGMENT image.
     node.CONTAINER_SIZE = 0
-    # How the kept tokens of a batch come together: containers (paper), or padded: to as many as its fullest image keeps,
-    # in every projection and in attention, as the paper's Fig. 1 argues against. The result is the same; the time and
-    # the memory of every image become those of the fullest one. A batch of one has nothing to pad.
+    # How the kept tokens of a batch come together: containers (paper), or padded: each image to as many as the fullest
+    # one keeps, in projections and in attention, which the paper's Fig. 1 argues against. The result is the same; the
+    # time and the memory of every image become those of the fullest one. A batch of one has nothing to pad.
     node.PACKING = "containers"
     # Position inside the Select and Pack blocks: none (the paper names none), rope, conv or relative_bias.
     node.POSITION = "none"

@@ -59,7 +59,7 @@ class PaddedLayout(PackedLayout):
         """
         height, width = self.grid_size
         batch, length = len(self.counts), self.row_length
-        size = self.container_size or length
+        size = self.container_size or max(length, 1)
         seqlens, starts, num_containers = _row_containers(self._image_segments(), length, size)
         places = torch.arange(batch, device=self.device)[:, None].expand(batch, length) * (height * width)
         return PackedLayout(
