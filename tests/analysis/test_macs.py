@@ -70,8 +70,11 @@ def test_executed_equals_torchs_counter_for_every_packing(order, segment):
     check_executed(order=order, segment=segment, container_size=11)
 
 
-@pytest.mark.parametrize("order,segment", (*ORDERS_AND_SEGMENTS, ("window", "image")))
-@pytest.mark.parametrize("ffn,proj", list(itertools.product(FFN_TOKENS, PROJ_TOKENS)))
+# Every pair of tokens that are projected, and every order and segment.
+PADDED = list(zip(itertools.product(FFN_TOKENS, PROJ_TOKENS), (*ORDERS_AND_SEGMENTS, ("window", "image")), strict=True))
+
+
+@pytest.mark.parametrize("ffn,proj,order,segment", [(*tokens, *kind) for tokens, kind in PADDED])
 def test_executed_equals_torchs_counter_where_images_are_padded(ffn, proj, order, segment):
     # The images keep different shares of tokens, and of different numbers of valid ones.
     labels = {16: torch.zeros(2, 5, 7, dtype=torch.uint8), 32: torch.ones(2, 3, 4, dtype=torch.uint8)}

@@ -1,5 +1,6 @@
 """Blocks whose tokens are padded to the batch's fullest image: the result of packed ones, computed on padded rows."""
 
+import functools
 import itertools
 
 import pytest
@@ -134,6 +135,10 @@ def test_stochastic_depth_drops_the_same_images(proj_tokens, ffn_tokens):
 @pytest.mark.parametrize("ffn_tokens", FFN_TOKENS)
 def test_the_packed_branch_runs_on_rows_of_the_fullest_image(ffn_tokens, proj_tokens, monkeypatch):
     seen: dict[str, tuple[int, ...]] = {}
+
+    def record(name, _, inputs):
+        seen[name] = tuple(inputs[0].flatten(0, -2).shape)
+
     kernel = F.scaled_dot_product_attention
 
     def spy(q, *args, **kwargs):
@@ -147,8 +152,7 @@ def test_the_packed_branch_runs_on_rows_of_the_fullest_image(ffn_tokens, proj_to
     for packing, slots in (("padded", 3 * most), ("containers", kept)):
         block = make_block(has_gate=False, packing=packing, ffn_tokens=ffn_tokens, proj_tokens=proj_tokens)
         for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-            hook = lambda module, inputs, _, name=name: seen.update({name: tuple(inputs[0].flatten(0, -2).shape)})
-            block.get_submodule(name).register_forward_hook(hook)
+            block.get_submodule(name).register_forward_pre_hook(functools.partial(record, name))
         run(block, keep)
         assert seen["attn.qkv"] == (slots, DIM)
         assert seen["attn.proj"] == (total if proj_tokens == "all" else slots, DIM)
