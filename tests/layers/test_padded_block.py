@@ -45,11 +45,11 @@ def pair(**values) -> tuple[SelectPackBlock, SelectPackBlock]:
     return make_block(has_gate=False, packing="padded", **values), make_block(has_gate=False, **values)
 
 
-def ragged_batch(batch: int = 3, height: int = 5, width: int = 4) -> Tensor:
-    """Images that keep many tokens, few, and none."""
-    keep = torch.zeros(batch, height, width, dtype=torch.bool)
-    keep[0] = torch.rand(height, width, generator=torch.Generator().manual_seed(5)) < 0.9
-    keep[1, 1, 1:] = True
+def ragged_batch(height: int = 5, width: int = 4) -> Tensor:
+    """Images that keep few tokens, none, and many: a row's place is then not that of its tokens in the sequence."""
+    keep = torch.zeros(3, height, width, dtype=torch.bool)
+    keep[0, 1, 1:] = True
+    keep[2] = torch.rand(height, width, generator=torch.Generator().manual_seed(5)) < 0.9
     return keep
 
 
@@ -85,10 +85,10 @@ EDGES = {
     "nothing": torch.zeros(3, 5, 4, dtype=torch.bool),
     "everything": torch.ones(3, 5, 4, dtype=torch.bool),
     "ragged": ragged_batch(),
-    "an_empty_image_first": ragged_batch().flip(0),
+    "an_empty_image_first": ragged_batch().roll(-1, 0),
     "one_token": dict(reference.keep_masks(3, 5, 4))["one_token"],
     "a_batch_of_one": ragged_batch()[:1],
-    "an_empty_batch_of_one": ragged_batch()[2:],
+    "an_empty_batch_of_one": ragged_batch()[1:2],
 }
 
 
