@@ -10,6 +10,7 @@ from spt_d2.ops.attention import BACKENDS
 from spt_d2.ops.labels import LABEL_SOURCES
 from spt_d2.ops.losses import REDUCTIONS
 from spt_d2.ops.packing import SEGMENTS
+from spt_d2.ops.padding import PACKINGS
 from spt_d2.ops.selection import GATINGS, NOISES, SELECTS
 from spt_d2.ops.windows import ORDERS
 from spt_d2.peer_config import PEERS
@@ -79,6 +80,10 @@ def _add_spt(cfg: CfgNode) -> None:
     node.SEGMENT = "container"
     # Container length L, in tokens; 0 stands for WINDOW_SIZE squared (the paper: 49). Not read under SEGMENT image.
     node.CONTAINER_SIZE = 0
+    # How the kept tokens of a batch come together: containers (paper), or padded: each image to as many as the fullest
+    # one keeps, in projections and in attention, which the paper's Fig. 1 argues against. The result is the same; the
+    # time and the memory of every image become those of the fullest one. A batch of one has nothing to pad.
+    node.PACKING = "containers"
     # Position inside the Select and Pack blocks: none (the paper names none), rope, conv or relative_bias.
     node.POSITION = "none"
     # Tokens that take the out-projection: selected, or all (eq. 9 read literally).
@@ -192,6 +197,7 @@ _CHOICES = {
     "NOISE": NOISES,
     "ORDER": ORDERS,
     "SEGMENT": SEGMENTS,
+    "PACKING": PACKINGS,
     "POSITION": POSITIONS,
     "PROJ_TOKENS": PROJ_TOKENS,
     "FFN_TOKENS": FFN_TOKENS,

@@ -93,6 +93,22 @@ def test_an_ablation_is_its_base_with_the_overrides_that_the_page_says(name: str
         assert mapper.strides == tuple(cfg.INPUT.SPT.STRIDES) and mapper.label_source == cfg.INPUT.SPT.LABEL_SOURCE
 
 
+def test_padding_is_an_override_of_the_base_that_the_page_says() -> None:
+    found = re.search(r"`S\.(PACKING) (\w+)`, `b\.(packing=\w+)`", (ROOT / "docs" / "ablations.md").read_text())
+    assert found is not None
+    key, value, lazy_override = found.groups()
+    cfg = get_config(f"{BASE}.yaml")
+    cfg.merge_from_list([f"MODEL.SPT.{key}", value])
+    lazy = LazyConfig.load(str(ROOT / "projects" / "SPT" / "configs" / f"{BASE}.py"))
+    lazy = LazyConfig.apply_overrides(lazy, [f"model.backbone.bottom_up.{lazy_override}"])
+    assert lazy.model.backbone.bottom_up.packing == cfg.MODEL.SPT.PACKING == "padded"
+    lazy.model.backbone.bottom_up.update(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4], window_size=4)
+    backbone = instantiate(lazy.model.backbone.bottom_up)
+    assert backbone.options == build_backbone(shrink(cfg)).bottom_up.options
+    assert backbone.options.packing == "padded"
+    step(cfg)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_ablation_is_short_and_names_its_place_in_the_paper(name: str) -> None:
     lines = (ROOT / "configs" / "Ablations" / f"{name}.yaml").read_text().splitlines()

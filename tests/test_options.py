@@ -114,6 +114,7 @@ REACHED: dict[str, tuple[Any, Find]] = {
     "ORDER": ("raster", option("order")),
     "SEGMENT": ("window", option("segment")),
     "CONTAINER_SIZE": (20, option("container_length")),
+    "PACKING": ("padded", option("packing")),
     "POSITION": ("conv", option("position")),
     "PROJ_TOKENS": ("all", option("proj_tokens")),
     "FFN_TOKENS": ("light", option("ffn_tokens")),
@@ -153,6 +154,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"SPT.SEGMENT": "window", "SPT.CONTAINER_SIZE": 15},
         "SPT.CONTAINER_SIZE expects 0, or",
     ),
+    "a packing that is not there": ({"SPT.PACKING": "sorted"}, "SPT.PACKING expects one of ('containers', 'padded')"),
     "a negative container": ({"SPT.CONTAINER_SIZE": -1}, "SPT.CONTAINER_SIZE expects 0"),
     "centred at no threshold": ({"SPT.GATING": "centred", "SPT.THRESHOLD": 0.0}, "SPT.THRESHOLD expects a probability"),
     "heads too narrow to turn": (

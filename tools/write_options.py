@@ -27,6 +27,8 @@ from spt_d2.peer_config import PEERS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 IMAGE_SIZE, KEEP_RATIO = (800, 1280), 0.23
+# Of the image that another is padded to.
+FULLEST = 0.9
 
 # What to count beside the default: other values of the key, and of those that have to change with it.
 ALTERNATIVES: dict[str, list[dict]] = {
@@ -55,6 +57,7 @@ ALTERNATIVES: dict[str, list[dict]] = {
     "ORDER": [{"ORDER": "raster"}],
     "SEGMENT": [{"SEGMENT": "shared"}, {"SEGMENT": "window"}, {"SEGMENT": "image"}],
     "CONTAINER_SIZE": [{"CONTAINER_SIZE": 98}, {"CONTAINER_SIZE": 196}],
+    "PACKING": [{"PACKING": "padded"}],
     "POSITION": [{"POSITION": "rope"}, {"POSITION": "conv"}, {"POSITION": "relative_bias"}],
     "PROJ_TOKENS": [{"PROJ_TOKENS": "all"}],
     "FFN_TOKENS": [{"FFN_TOKENS": "light"}, {"FFN_TOKENS": "selected"}],
@@ -81,6 +84,7 @@ PAPER = {
     "TAU": "not given",
     "ORDER": "not given",
     "CONTAINER_SIZE": "49",
+    "PACKING": "containers",
     "POSITION": "none is named",
     "FFN_TOKENS": "all",
     "POS_WEIGHT": "1; 5 in App. B.1",
@@ -104,7 +108,8 @@ Pack block keeps {keep} of the tokens, evenly spread; the default's are **{base}
 **{dense}**. What the block-diagonal kernel computes (`useful`), and in brackets what the rectangular form does
 (`executed`), where that differs; [how they are counted](../spt_d2/analysis/macs.py). Many keys change how many tokens
 are kept, and so what a trained model costs; at a given keep ratio, `=` says, they cost nothing. A figure beside a value
-that reads as the default's differs by less than 0.1.
+that reads as the default's differs by less than 0.1. Under `PACKING` padded an image executes what the fullest of its
+batch does: counted is one beside an image that keeps {fullest}.
 
 | keep ratio | {ratios} |
 |---|{rule}
@@ -156,13 +161,13 @@ def module_comments(path: Path) -> dict[str, str]:
 
 
 def count(overrides: dict, keep_ratio: float | dict[int, float]) -> BackboneMacs:
-    """Multiply-adds of SPT-T with other values of ``MODEL.SPT``."""
+    """Multiply-adds of SPT-T with other values of ``MODEL.SPT``; what is padded, is so to ``FULLEST``."""
     cfg = default_config()
     for key, value in overrides.items():
         cfg.MODEL.SPT[key] = value
     with torch.device("meta"):
         backbone = build_spt_backbone(cfg, ShapeSpec(channels=3))
-    return nominal_macs(backbone, IMAGE_SIZE, keep_ratio)
+    return nominal_macs(backbone, IMAGE_SIZE, keep_ratio, fullest=FULLEST)
 
 
 @functools.lru_cache(maxsize=1)
@@ -209,6 +214,7 @@ def render() -> str:
         height=IMAGE_SIZE[0],
         width=IMAGE_SIZE[1],
         keep=KEEP_RATIO,
+        fullest=FULLEST,
         base=giga(base()),
         dense=f"{base().dense / 1e9:.1f}",
         ratios=" | ".join(str(ratio) for ratio in ratios),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
@@ -89,7 +89,7 @@ def backbone_macs(
 def image_macs(backbone: nn.Module, selection: ImageSelection) -> BackboneMacs:
     """:func:`backbone_macs` of an image as the backbone saw it: at its padded size, with the tokens that it kept."""
     kept = {
-        (block.stage, block.block): BlockTokens(block.kept, block.executed_pairs, block.useful_pairs)
+        (block.stage, block.block): BlockTokens(block.kept, block.executed_pairs, block.useful_pairs, block.padding)
         for block in selection.blocks
         if block.block is not None
     }
@@ -97,7 +97,10 @@ def image_macs(backbone: nn.Module, selection: ImageSelection) -> BackboneMacs:
 
 
 def nominal_macs(
-    backbone: nn.Module, tensor_size: tuple[int, int], keep_ratio: float | Mapping[int, float]
+    backbone: nn.Module,
+    tensor_size: tuple[int, int],
+    keep_ratio: float | Mapping[int, float],
+    fullest: float | Mapping[int, float] | None = None,
 ) -> BackboneMacs:
     """
     :func:`backbone_macs` if every block that selects kept a given share of the tokens, ceil(keep_ratio * N), spread
@@ -109,9 +112,11 @@ def nominal_macs(
         backbone: see :func:`backbone_macs`.
         tensor_size: (height, width) in pixels.
         keep_ratio: in [0, 1], one for all stages or ``{stage: keep_ratio}``.
+        fullest: likewise, of the fullest image of the batch. Read under ``packing="padded"``, where the image executes
+            what that one does; None: the image itself is the fullest, as in a batch of one.
 
     Raises:
-        ValueError: a ratio outside [0, 1], or none for a stage that selects.
+        ValueError: a ratio outside [0, 1], or none for a stage that selects; ``fullest`` below ``keep_ratio``.
     """
     hierarchy = _hierarchy(backbone)
     height, width = _grid_size(hierarchy, tensor_size)
@@ -120,8 +125,22 @@ def nominal_macs(
         for i, block in enumerate(stage.blocks):
             if takes_decisions(block):
                 kept[number, i] = nominal_tokens(block, (height, width), _stage_ratio(keep_ratio, number))
+                if fullest is not None and isinstance(block, SelectPackBlock) and block.options.packing == "padded":
+                    most = nominal_tokens(block, (height, width), _stage_ratio(fullest, number))
+                    kept[number, i] = _padded_to(kept[number, i], most)
         height, width = -(-height // 2), -(-width // 2)
     return backbone_macs(hierarchy, tensor_size, kept)
+
+
+def _padded_to(tokens: BlockTokens, most: BlockTokens) -> BlockTokens:
+    """What an image executes beside one that keeps the most."""
+    if most.kept < tokens.kept:
+        raise ValueError(
+            "nominal_macs(fullest=) expects the keep ratio of the batch's fullest image, keep_ratio at least.\n"
+            f"  kept at keep_ratio: {tokens.kept} tokens\n  kept at fullest   : {most.kept}"
+        )
+    pairs = max(tokens.executed_pairs, most.executed_pairs)
+    return replace(tokens, executed_pairs=pairs, padding=most.kept - tokens.kept)
 
 
 def _hierarchy(backbone: nn.Module) -> Any:

@@ -22,6 +22,11 @@ block of the same width: window attention over all tokens, no gate, no convoluti
 block of global attention. Only pairs are counted in empty slots, for projections run over packed tokens. Window
 attention counts in full in all three, its padding too. ``dense`` of a backbone is therefore its dense twin of equal
 depth, Swin or ViT, at the same input size.
+
+Under PACKING padded, what an image executes depends on its batch: T is there the most tokens that an image of the batch
+keeps (in all but the N - T of FFN_TOKENS light, where it stays the image's own), and P the pairs of the batch's
+longest row of containers, T^2 under SEGMENT image. The executed counts of a batch still add up to what was computed,
+and ``useful`` is as if nothing was padded.
 """
 
 import math
@@ -61,16 +66,19 @@ class BlockTokens:
         kept: tokens.
         executed_pairs: query-key pairs in containers, containers * L^2.
         useful_pairs: query-key pairs within segments.
+        padding: empty slots that projections run on beside the tokens (PACKING padded).
     """
 
     kept: float
     executed_pairs: float
     useful_pairs: float
+    padding: float = 0
 
     @classmethod
     def of_layout(cls, layout: PackedLayout) -> "BlockTokens":
         """All images of a batch together."""
-        return cls(layout.num_tokens, layout.executed_pairs, layout.useful_pairs)
+        padding = layout.rows.num_tokens - layout.num_tokens
+        return cls(layout.num_tokens, layout.executed_pairs, layout.useful_pairs, padding)
 
 
 @singledispatch
@@ -101,21 +109,18 @@ def _(block: SelectPackBlock, grid_size: tuple[int, int], tokens: BlockTokens | 
             f"backbone_macs(kept=) expects the tokens of every Select and Pack block. Got none for {place}.\n"
             "HINT: image_macs reads them off a selection, nominal_macs assumes a keep ratio."
         )
-    options, total, kept = block.options, grid_size[0] * grid_size[1], tokens.kept
-    fixed = linear_macs(block.attn.qkv, kept)
-    fixed += linear_macs(block.attn.proj, total if options.proj_tokens == "all" else kept)
-    fixed += _mlp(block.mlp, total if options.ffn_tokens == "all" else kept)
+    total, kept = grid_size[0] * grid_size[1], tokens.kept
+    fixed = 0.0
     if block.light is not None:
         fixed += linear_macs(block.light, total - kept)
     if block.gate is not None:
         fixed += linear_macs(block.gate.proj, total)
     if block.pos_conv is not None:
         fixed += conv_macs(block.pos_conv, total)
-    channels = block.attn.proj.in_features
     return Macs(
-        dense=_window_block(block, grid_size, options.window_size),
-        executed=fixed + _attention(channels, tokens.executed_pairs),
-        useful=fixed + _attention(channels, tokens.useful_pairs),
+        dense=_window_block(block, grid_size, block.options.window_size),
+        executed=fixed + _packed_layers(block, kept + tokens.padding, total, tokens.executed_pairs),
+        useful=fixed + _packed_layers(block, kept, total, tokens.useful_pairs),
     )
 
 
@@ -128,6 +133,17 @@ def _(block: GlobalBlock, grid_size: tuple[int, int], tokens: BlockTokens | None
 def _(block: GlobalSelectPackBlock, grid_size: tuple[int, int], tokens: BlockTokens | None, place: str) -> Macs:
     packed = block_macs.dispatch(SelectPackBlock)(block, grid_size, tokens, place)
     return replace(packed, dense=_global_block(block, grid_size))
+
+
+def _packed_layers(block: SelectPackBlock, packed: float, total: float, pairs: float) -> float:
+    """Attention, its projections and the FFN, where so many tokens are packed of all on the map."""
+    options = block.options
+    return (
+        linear_macs(block.attn.qkv, packed)
+        + _attention(block.attn.proj.in_features, pairs)
+        + linear_macs(block.attn.proj, total if options.proj_tokens == "all" else packed)
+        + _mlp(block.mlp, total if options.ffn_tokens == "all" else packed)
+    )
 
 
 def _window_block(block: SwinBlock | SelectPackBlock, grid_size: tuple[int, int], window: int) -> float:

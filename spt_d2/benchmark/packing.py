@@ -1,12 +1,13 @@
 """Containers beside the usual form, padding every image to the batch's most tokens: the same outputs, other times."""
 
+import copy
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spt_d2.benchmark.attention import SELECTING
@@ -15,17 +16,19 @@ from spt_d2.benchmark.models import build_own, dense_weights
 from spt_d2.benchmark.planting import planted_ranks
 from spt_d2.benchmark.steps import step
 from spt_d2.layers.block import SelectPackBlock
-from spt_d2.layers.select_pack_attention import SelectPackAttention
-from spt_d2.ops.packing import PackedLayout, pack_layout
+from spt_d2.ops.packing import pack_layout
+from spt_d2.ops.padding import pad_layout
 
 # Of four images in one batch.
 KEEP_RATIOS = (0.05, 0.1, 0.3, 0.9)
 STAGE = 3
+# MODEL.SPT.PACKING, by row name. The first is what others are compared with.
+FORMS = {"padded": "padded", "packed": "containers"}
 
 
-def packed_branch(block: SelectPackBlock, normed: Tensor, keep_mask: Tensor) -> Tensor:
+def branch(block: SelectPackBlock, normed: Tensor, keep_mask: Tensor) -> Tensor:
     """
-    What attention adds to the residual stream, as Select and Pack blocks compute it.
+    What attention adds to the residual stream, as a Select and Pack block computes it.
 
     Args:
         block: its attention and options are read.
@@ -35,64 +38,8 @@ def packed_branch(block: SelectPackBlock, normed: Tensor, keep_mask: Tensor) -> 
     Returns:
         (B, H, W, C), zero for tokens that are not kept.
     """
-    layout = _layout(block, keep_mask)
-    flat = normed.flatten(0, 2)
-    tokens = flat.index_select(0, layout.keep_indices)
-    branch = block.attn.proj(block.attn(tokens, layout))
-    return torch.zeros_like(flat, dtype=branch.dtype).index_add(0, layout.keep_indices, branch).view(normed.shape)
-
-
-def padded_branch(block: SelectPackBlock, normed: Tensor, keep_mask: Tensor) -> Tensor:
-    """
-    The same function, every image padded to the containers of the one that keeps most.
-
-    All that follows the gathering, projections too, is done for the padding as well: the tensors are rectangular,
-    (B, P, C), with a mask. Arguments and result are those of :func:`packed_branch`.
-
-    Raises:
-        ValueError: options under which tokens attend to others than those of their own image's containers.
-    """
     options = block.options
-    if options.segment != "container" or options.position != "none":
-        raise ValueError(
-            "padded_branch(block=) expects SEGMENT container and POSITION none. "
-            f"Got {options.segment} and {options.position}."
-        )
-    layout, attention = _layout(block, keep_mask), block.attn
-    length = options.container_length
-    batch = keep_mask.shape[0]
-    flat = normed.flatten(0, 2)
-    if layout.num_tokens == 0:
-        return _no_tokens(attention, flat).view(normed.shape)
-    width = -(-max(layout.counts) // length) * length
-    filled = torch.arange(width, device=flat.device) < torch.tensor(layout.counts, device=flat.device)[:, None]
-    # Padding points to the first token; what comes of it is dropped.
-    index = torch.zeros(batch, width, dtype=torch.long, device=flat.device)
-    index[filled] = layout.keep_indices
-    tokens = flat.index_select(0, index.flatten())
-    q, k, v = attention.qkv(tokens).view(-1, length, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
-    seen = filled.view(-1, length)
-    # Rows of softmax with nothing to see would be NaN: padding sees padding.
-    mask = (seen[:, :, None] == seen[:, None, :])[:, None]
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch * width, -1)
-    branch = attention.proj(attended)[filled.flatten()]
-    return torch.zeros_like(flat, dtype=branch.dtype).index_add(0, layout.keep_indices, branch).view(normed.shape)
-
-
-def _no_tokens(attention: SelectPackAttention, flat: Tensor) -> Tensor:
-    """Zeros of (B * N, C) that still hang on the weights."""
-    nothing = attention.proj(attention.qkv(flat[:0])[:, : flat.shape[1]])
-    return torch.zeros_like(flat) + nothing.sum()
-
-
-Branch = Callable[[SelectPackBlock, Tensor, Tensor], Tensor]
-# By row name. The first is what others are compared with.
-FORMS: Mapping[str, Branch] = {"padded": padded_branch, "packed": packed_branch}
-
-
-def _layout(block: SelectPackBlock, keep_mask: Tensor) -> PackedLayout:
-    options = block.options
-    return pack_layout(
+    layout = pack_layout(
         keep_mask,
         container_size=options.container_length,
         window_size=options.window_size,
@@ -100,6 +47,20 @@ def _layout(block: SelectPackBlock, keep_mask: Tensor) -> PackedLayout:
         order=options.order,
         segment=options.segment,
     )
+    if options.packing == "padded":
+        layout = pad_layout(layout)
+    flat = normed.flatten(0, 2)
+    tokens = layout.pad(flat.index_select(0, layout.keep_indices))
+    attended = layout.unpad(block.attn.proj(block.attn(tokens, layout.rows)))
+    added = torch.zeros_like(flat, dtype=attended.dtype).index_add(0, layout.keep_indices, attended)
+    return added.view(normed.shape)
+
+
+def with_packing(block: SelectPackBlock, packing: str) -> SelectPackBlock:
+    """The block, its weights shared, under another value of ``packing``."""
+    other = copy.copy(block)
+    other.options = dataclasses.replace(block.options, packing=packing)
+    return other
 
 
 def kept_of_each(image_size: tuple[int, int], keep_ratios: Sequence[float]) -> Tensor:
@@ -118,7 +79,7 @@ def packing_cases(
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Case]:
     """
-    The attention branch of a stage-3 block in each of :data:`FORMS`, from the keep mask to the residual stream.
+    The attention branch of a stage-3 block under each of :data:`FORMS`, from the keep mask to the residual stream.
 
     Args: as :func:`spt_d2.benchmark.backbone.backbone_cases`, and
         keep_ratios: one for each image of the batch.
@@ -132,12 +93,13 @@ def packing_cases(
         keep_mask = kept_of_each(image_size, keep_ratios).to(device)
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(*keep_mask.shape, block.attn.qkv.in_features, generator=generator).to(device)
-        for i, (name, form) in enumerate(FORMS.items()):
+        for i, (name, packing) in enumerate(FORMS.items()):
+            form = with_packing(block, packing)
             cases.append(
                 Case(
                     entry=step(
-                        block,
-                        functools.partial(_output, form, block, x, mode == "training", keep_mask),
+                        form,
+                        functools.partial(_output, form, x, mode == "training", keep_mask),
                         device,
                         dtype=dtype,
                         training=mode == "training",
@@ -154,6 +116,6 @@ def packing_cases(
     return cases
 
 
-def _output(form: Branch, block: SelectPackBlock, x: Tensor, training: bool, keep_mask: Tensor) -> dict[str, Tensor]:
+def _output(block: SelectPackBlock, x: Tensor, training: bool, keep_mask: Tensor) -> dict[str, Tensor]:
     # A leaf without a gradient from earlier rounds.
-    return {"branch": form(block, x.detach().requires_grad_(training), keep_mask)}
+    return {"branch": branch(block, x.detach().requires_grad_(training), keep_mask)}

@@ -13,6 +13,7 @@ from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.select_pack_attention import SelectPackAttention, SelectPackOptions
 from spt_d2.layers.window_attention import WindowAttention
 from spt_d2.ops.packing import PackedLayout, pack_layout
+from spt_d2.ops.padding import pad_layout
 from spt_d2.ops.selection import gating_factor, select_tokens, straight_through
 
 
@@ -160,11 +161,13 @@ class SelectPackBlock(nn.Module):
             order=options.order,
             segment=options.segment,
         )
+        if options.packing == "padded":
+            layout = pad_layout(layout)
         tokens = normed.flatten(0, 2).index_select(0, layout.keep_indices)
         factor = self._factor(decision, layout)
         if factor is not None:
             tokens = tokens * factor.to(tokens.dtype)[:, None]
-        x = self._add_attention(x, self.attn(tokens, layout), layout)
+        x = self._add_attention(x, self.attn(layout.pad(tokens), layout.rows), layout)
         return self._add_ffn(x, layout), decision, layout
 
     def _decide(
@@ -205,9 +208,9 @@ class SelectPackBlock(nn.Module):
         flat = x.flatten(0, 2)
         if self.options.proj_tokens == "all":
             spread = attended.new_zeros(flat.shape[0], attended.shape[1])
-            spread = spread.index_copy(0, layout.keep_indices, attended)
+            spread = spread.index_copy(0, layout.keep_indices, layout.unpad(attended))
             return x + self.drop_path(self.proj_drop(self.attn.proj(spread)).view(x.shape))
-        branch = self.proj_drop(self.attn.proj(attended))
+        branch = layout.unpad(self.proj_drop(self.attn.proj(attended)))
         branch = self.drop_path.packed(branch, layout.image_ids, x.shape[0])
         return flat.index_add(0, layout.keep_indices, branch.to(flat.dtype)).view(x.shape)
 
@@ -220,8 +223,8 @@ class SelectPackBlock(nn.Module):
         keep, skip = layout.keep_indices, layout.skipped_indices
         # One sample for both kinds of token: an image's branch is dropped whole.
         factor = self.drop_path.sample(x.shape[0], x)
-        kept = flat.index_select(0, keep)
-        out = flat.index_add(0, keep, self._per_image(self.mlp(self.norm2(kept)), keep, factor, x))
+        kept = layout.pad(flat.index_select(0, keep))
+        out = flat.index_add(0, keep, self._per_image(layout.unpad(self.mlp(self.norm2(kept))), keep, factor, x))
         if self.light is not None:
             skipped = flat.index_select(0, skip)
             out = out.index_add(0, skip, self._per_image(self.light(self.norm2(skipped)), skip, factor, x))

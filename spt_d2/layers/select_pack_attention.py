@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spt_d2.ops.attention import BACKENDS, packed_attention
 from spt_d2.ops.packing import PackedLayout, check_segment
+from spt_d2.ops.padding import PACKINGS
 from spt_d2.ops.rotary import apply_rotary, rotary_angles
 from spt_d2.ops.selection import GATINGS, NOISES, SELECTS
 from spt_d2.ops.windows import ORDERS
@@ -36,6 +37,8 @@ class SelectPackOptions:
         gate_prior: share of object tokens that gates start from.
         order: ``window`` or ``raster``.
         segment: ``container``, ``shared`` (Fig. 3b), ``window`` or ``image``.
+        packing: ``containers`` (paper) or ``padded``: the same result, with the kept tokens of every image padded to as
+            many as the batch's fullest image keeps (what Fig. 1 argues against); see :mod:`spt_d2.ops.padding`.
         position: in the blocks, ``none`` (the paper names none), ``rope``, ``conv`` or ``relative_bias``.
         proj_tokens: the out-projection sees ``selected`` tokens or ``all`` (eq. 9).
         ffn_tokens: ``all`` (paper), ``light`` (others take one Linear(C, C)) or ``selected``.
@@ -55,6 +58,7 @@ class SelectPackOptions:
     gate_prior: float = 0.1
     order: str = "window"
     segment: str = "container"
+    packing: str = "containers"
     position: str = "none"
     proj_tokens: str = "selected"
     ffn_tokens: str = "all"
@@ -67,6 +71,7 @@ class SelectPackOptions:
             ("select", SELECTS),
             ("noise", NOISES),
             ("order", ORDERS),
+            ("packing", PACKINGS),
             ("position", POSITIONS),
             ("proj_tokens", PROJ_TOKENS),
             ("ffn_tokens", FFN_TOKENS),

@@ -127,6 +127,19 @@ class PackedLayout:
         return containers.flatten(0, 1).index_select(0, self.slots)
 
     @property
+    def rows(self) -> "PackedLayout":
+        """The layout to attend by: this one, unless its tokens are padded (:mod:`spt_d2.ops.padding`)."""
+        return self
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """(T, ...) packed tokens to what projections and attention run on: nothing but them, unless padded."""
+        return tokens
+
+    def unpad(self, rows: Tensor) -> Tensor:
+        """Inverse of :meth:`pad`."""
+        return rows
+
+    @property
     def executed_pairs(self) -> int:
         """Query-key pairs of the rectangular form, R * L^2; segment by segment where there is none."""
         return self.useful_pairs if self.is_ragged else self.num_containers * self.container_size**2
@@ -135,6 +148,14 @@ class PackedLayout:
     def useful_pairs(self) -> int:
         """Query-key pairs within segments, the sum of squared lengths: what the block-diagonal form computes."""
         return sum(length * length for length in self.seqlens)
+
+    def share_of(self, image: int) -> float:
+        """Share of the pairs that is put down to an image: by its tokens; under ``segment="image"`` its own pairs."""
+        count = self.counts[image]
+        if self.is_ragged:
+            # Pairs grow as the square of an image's tokens, which no other image shares.
+            return count * count / max(self.useful_pairs, 1)
+        return count / max(self.num_tokens, 1)
 
 
 def pack_layout(
@@ -181,7 +202,7 @@ def pack_layout(
         lengths = per_window.tolist()
         counts = [sum(row) for row in lengths]
         seqlens = [length for row in lengths for length in row if length]
-        starts, num_containers = _next_fit(seqlens, container_size)
+        starts, num_containers = next_fit(seqlens, container_size)
     else:
         counts = kept.sum(dim=1).tolist()
         if segment == "container":
@@ -257,7 +278,7 @@ def _shared_containers(counts: Sequence[int], size: int) -> tuple[list[int], lis
     return seqlens, starts, -(-position // size)
 
 
-def _next_fit(seqlens: Sequence[int], size: int) -> tuple[list[int], int]:
+def next_fit(seqlens: Sequence[int], size: int) -> tuple[list[int], int]:
     """A segment goes into the current container if it fits there whole, else it opens the next one."""
     starts, position = [], 0
     for length in seqlens:

@@ -52,12 +52,7 @@ class BlockSelection:
         layout = self.layout
         if layout is None:
             return 0.0, 0.0
-        kept = layout.counts[i]
-        share = kept / max(layout.num_tokens, 1)
-        if layout.is_ragged:
-            # Pairs grow as the square of an image's tokens, which no other image shares.
-            share = kept * kept / max(layout.useful_pairs, 1)
-        return share * layout.executed_pairs, share * layout.useful_pairs
+        return layout.rows.share_of(i) * layout.executed_pairs, layout.share_of(i) * layout.useful_pairs
 
 
 @dataclass(frozen=True)
@@ -70,8 +65,10 @@ class ImageBlockSelection:
         keep_mask: (h, w) bool, or None.
         kept: number of tokens kept.
         executed_pairs: query-key pairs in containers, the image's share of the batch's (by kept tokens; its own where
-            segments are whole images).
-        useful_pairs: query-key pairs within segments, likewise.
+            segments are whole images; an equal one where tokens are padded, for then every image computes as many).
+        useful_pairs: query-key pairs within segments, likewise, and never of padding.
+        padding: empty slots that projections run on beside the kept tokens, where tokens are padded to as many as the
+            batch's fullest image keeps.
     """
 
     stage: int
@@ -82,6 +79,7 @@ class ImageBlockSelection:
     kept: int
     executed_pairs: float
     useful_pairs: float
+    padding: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,9 @@ def split_selections(
         blocks = []
         for selection in selections:
             h, w = -(-height // selection.stride), -(-width // selection.stride)
-            kept = 0
-            if selection.layout is not None:
-                kept = selection.layout.counts[i]
+            kept, layout = 0, selection.layout
+            if layout is not None:
+                kept = layout.counts[i]
             elif selection.keep_mask is not None:
                 kept = int(selection.keep_mask[i].sum())
             executed_pairs, useful_pairs = selection.pairs_of_image(i)
@@ -130,6 +128,7 @@ def split_selections(
                     kept=kept,
                     executed_pairs=executed_pairs,
                     useful_pairs=useful_pairs,
+                    padding=layout.rows.counts[i] - kept if layout else 0,
                 )
             )
         images.append(ImageSelection(blocks=blocks, tensor_size=tensor_size))

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from spt_d2.analysis import BlockTokens, backbone_macs, image_macs, nominal_macs
+from spt_d2.analysis.hierarchy_macs import even_mask
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, POSITIONS, PROJ_TOKENS
 from spt_d2.ops.selection import ImageSelection, split_selections
 from tests.reference import ORDERS_AND_SEGMENTS, attention_mask, containers_of
@@ -67,6 +68,43 @@ def test_executed_equals_torchs_counter_for_every_kind_of_block(ffn, proj, posit
 @pytest.mark.parametrize("order,segment", ORDERS_AND_SEGMENTS)
 def test_executed_equals_torchs_counter_for_every_packing(order, segment):
     check_executed(order=order, segment=segment, container_size=11)
+
+
+# Every pair of tokens that are projected, and every order and segment.
+PADDED = list(zip(itertools.product(FFN_TOKENS, PROJ_TOKENS), (*ORDERS_AND_SEGMENTS, ("window", "image")), strict=True))
+
+
+@pytest.mark.parametrize("ffn,proj,order,segment", [(*tokens, *kind) for tokens, kind in PADDED])
+def test_executed_equals_torchs_counter_where_images_are_padded(ffn, proj, order, segment):
+    # The images keep different shares of tokens, and of different numbers of valid ones.
+    labels = {16: torch.zeros(2, 5, 7, dtype=torch.uint8), 32: torch.ones(2, 3, 4, dtype=torch.uint8)}
+    labels[16][0], labels[16][1, 0, :3] = 1, 1
+    options = {"select": "oracle", "order": order, "segment": segment, "ffn_tokens": ffn, "proj_tokens": proj}
+    padded = check_executed(labels, packing="padded", container_size=11, **options)
+    packed = check_executed(labels, container_size=11, **options)
+    for fewer, image in enumerate(padded):
+        deciding = [block for block in image.blocks if block.keep_mask is not None]
+        assert [block.padding for block in deciding if block.stage == 3] == [fewer * 25] * 2
+        assert [b.useful_pairs for b in image.blocks] == [b.useful_pairs for b in packed[fewer].blocks]
+
+
+@pytest.mark.parametrize("segment", ("container", "window", "image"))
+def test_an_image_executes_what_the_fullest_of_its_batch_does(segment):
+    # Only what all tokens take, light ones too, is an image's own.
+    model = SPT(**NANO, select="oracle", packing="padded", segment=segment, ffn_tokens="selected").eval()
+    ratios = (0.2, 0.8)
+    grids = {16: (5, 6), 32: (3, 3)}
+    labels = {s: torch.cat([even_mask(grid, r) for r in ratios]).to(torch.uint8) for s, grid in grids.items()}
+    _, selections = model.forward_with_selections(torch.randn(2, 3, 75, 90), None, labels)
+    images = split_selections(selections, [(75, 90)] * 2, (75, 90))
+    counts = [image_macs(model, image) for image in images]
+    assert counts[0].executed == counts[1].executed and counts[0].useful < counts[1].useful
+    for ratio, real in zip(ratios, counts):
+        assert nominal_macs(model, (75, 90), ratio, fullest=0.8).executed == pytest.approx(real.executed, rel=1e-12)
+    alone = nominal_macs(model, (75, 90), 0.2)
+    assert alone.executed < counts[0].executed
+    packed = SPT(**NANO, select="oracle", segment=segment, ffn_tokens="selected")
+    assert nominal_macs(packed, (75, 90), 0.2, fullest=0.8) == alone
 
 
 @pytest.mark.parametrize(
@@ -212,6 +250,8 @@ def test_errors_name_the_cure():
         nominal_macs(model, (64, 64), {3: 0.5})
     with pytest.raises(ValueError, match="Got 2 for stage 3"):
         nominal_macs(model, (64, 64), 2)
+    with pytest.raises(ValueError, match=r"fullest=\) expects the keep ratio of the batch's fullest image"):
+        nominal_macs(SPT(**NANO, packing="padded"), (64, 64), 0.5, fullest=0.4)
     with pytest.raises(TypeError, match="Swin, SPT, ViT, or a pyramid"):
         backbone_macs(nn.Conv2d(3, 3, 1), (64, 64), {})
     with pytest.raises(TypeError, match="Got SwinTransformerBlock at stage 1, block 0"):

@@ -55,6 +55,8 @@ def test_executed_equals_torchs_counter_for_every_kind_of_block(ffn_tokens, proj
         {"segment": "container", "container_size": 5},
         {"segment": "shared"},
         {"segment": "window"},
+        {"packing": "padded", "ffn_tokens": "selected"},
+        {"packing": "padded", "segment": "container", "container_size": 5},
     ),
     ids=str,
 )

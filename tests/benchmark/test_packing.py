@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from spt_d2.benchmark.packing import FORMS, KEEP_RATIOS, kept_of_each, packing_cases, padded_branch
+from spt_d2.benchmark.packing import FORMS, KEEP_RATIOS, branch, kept_of_each, packing_cases, with_packing
 from spt_d2.benchmark.planting import share
 from spt_d2.layers.block import SelectPackBlock
 from spt_d2.layers.select_pack_attention import SelectPackOptions
@@ -55,7 +55,7 @@ def test_a_form_is_the_slow_truth_forward_and_backward(name, case, shift_size, d
     )
     block.to(device)
     given = normed.detach().to(device).requires_grad_()
-    out = FORMS[name](block, given, keep_mask.to(device))
+    out = branch(with_packing(block, FORMS[name]), given, keep_mask.to(device))
     torch.testing.assert_close(out.cpu(), expected, rtol=1e-10, atol=1e-10)
     found = torch.autograd.grad(
         (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out)).sum(),
@@ -67,10 +67,11 @@ def test_a_form_is_the_slow_truth_forward_and_backward(name, case, shift_size, d
         torch.testing.assert_close(grad, value, rtol=1e-9, atol=1e-9, msg=f"{key}: {grad} {value}")
 
 
-def test_the_padded_form_refuses_segments_that_it_does_not_compute():
-    block = SelectPackBlock(C, 2, SelectPackOptions(segment="shared"))
-    with pytest.raises(ValueError, match="SEGMENT container and POSITION none. Got shared and none"):
-        padded_branch(block, torch.zeros(1, 2, 2, C), torch.ones(1, 2, 2, dtype=torch.bool))
+def test_another_packing_leaves_the_block_as_it_is():
+    block = SelectPackBlock(C, 2, SelectPackOptions())
+    padded = with_packing(block, "padded")
+    assert (block.options.packing, padded.options.packing) == ("containers", "padded")
+    assert padded.attn is block.attn
 
 
 def test_every_image_keeps_its_own_share():

@@ -78,6 +78,7 @@ def test_container_size_zero_stands_for_a_window():
         ({"select": "best"}, "select expects one of .*Got 'best'"),
         ({"noise": "white"}, "noise expects one of .*Got 'white'"),
         ({"order": "spiral"}, "order expects one of .*Got 'spiral'"),
+        ({"packing": "sorted"}, r"packing expects one of \('containers', 'padded'\). Got 'sorted'"),
         ({"position": "sine"}, "position expects one of .*Got 'sine'"),
         ({"proj_tokens": "some"}, "proj_tokens expects one of .*Got 'some'"),
         ({"ffn_tokens": "some"}, "ffn_tokens expects one of .*Got 'some'"),

@@ -17,6 +17,7 @@ from spt_d2.layers.gate import SelectionGate  # isort: skip
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS  # isort: skip
 from spt_d2.modeling import SPT  # isort: skip
 from spt_d2.modeling.backbone import spt as spt_module  # isort: skip
+from spt_d2.ops.padding import PACKINGS  # isort: skip
 from spt_d2.ops.selection import GATINGS, NOISES, SELECTS  # isort: skip
 
 SUBSETS = [stages for n in range(1, 5) for stages in itertools.combinations((1, 2, 3, 4), n)]
@@ -247,6 +248,7 @@ EDGES = {
             "multi_scale": st.booleans(),
             "noise": st.sampled_from(NOISES),
             "segment": st.sampled_from(["container", "shared", "window"]),
+            "packing": st.sampled_from(PACKINGS),
             "spa_stages": st.sampled_from(SUBSETS),
             "drop_path_rate": st.sampled_from([0.0, 0.3]),
         }

@@ -18,6 +18,7 @@ from spt_d2.layers.gate import SelectionGate  # isort: skip
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, PROJ_TOKENS  # isort: skip
 from spt_d2.modeling import ViT  # isort: skip
 from spt_d2.modeling.backbone import spt as spt_module  # isort: skip
+from spt_d2.ops.padding import PACKINGS  # isort: skip
 from spt_d2.ops.selection import GATINGS, NOISES, SELECTS  # isort: skip
 from spt_d2.vit_weights import vit_state_dict  # isort: skip
 
@@ -156,6 +157,7 @@ EDGES = {
             "ffn_tokens": st.sampled_from(FFN_TOKENS),
             "noise": st.sampled_from(NOISES),
             "segment": st.sampled_from(["image", "container", "shared", "window"]),
+            "packing": st.sampled_from(PACKINGS),
             "spa_blocks": st.sampled_from([(0,), (1, 2), (0, 1, 2)]),
             "drop_path_rate": st.sampled_from([0.0, 0.3]),
         }
