@@ -9,6 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 from spt_d2.data.augmentation import build_crop
+from spt_d2.data.copying import DatasetDict
 from spt_d2.data.label_drawing import draw_labels
 from spt_d2.data.object_sizes import sized_objects
 from spt_d2.data.regions import adopt_moved, read_regions
@@ -90,6 +91,7 @@ class SelectionDatasetMapper(DatasetMapper):
         Returns:
             what the model takes.
         """
+        dataset_dict = DatasetDict(dataset_dict)
         if self.is_train:
             return super().__call__(dataset_dict)
         # At evaluation the stock mapper throws annotations away before anyone has seen the transforms. In training it
