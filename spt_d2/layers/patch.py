@@ -46,9 +46,12 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+        return self.reduction(self.norm(self.cells(x)))
+
+    def cells(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 4C)."""
         height, width = x.shape[1:3]
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         # Column by column within the 2x2 cell: the order of Swin's checkpoints.
-        x = torch.cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
-        return self.reduction(self.norm(x))
+        return torch.cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)

@@ -9,15 +9,19 @@ except ImportError as error:
     ) from error
 
 from spt_d2.modeling.backbone import (
+    DAT,
     SPT,
     Swin,
     ViT,
+    build_dat_backbone,
     build_spt_backbone,
     build_swin_backbone,
     build_vit_backbone,
 )
 from spt_d2.modeling.fpn import (
     SelectionFPN,
+    build_dat_fpn_backbone,
+    build_retinanet_dat_fpn_backbone,
     build_retinanet_spt_fpn_backbone,
     build_retinanet_swin_fpn_backbone,
     build_spt_fpn_backbone,
@@ -37,6 +41,7 @@ from spt_d2.modeling.simple_pyramid import (
 )
 
 __all__ = [
+    "DAT",
     "SPT",
     "MultiLabelClassifier",
     "SelectionFPN",
@@ -47,6 +52,9 @@ __all__ = [
     "SelectionSimplePyramid",
     "Swin",
     "ViT",
+    "build_dat_backbone",
+    "build_dat_fpn_backbone",
+    "build_retinanet_dat_fpn_backbone",
     "build_retinanet_spt_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
