@@ -71,7 +71,7 @@ class DeformableAttention(nn.Module):
     Every token attends to samples of the whole map, at positions that depend on the map.
 
     All queries share a group's samples, so that this is dense attention to N / r^2 keys and its cost quadratic in the
-    pixels of an image. ``qkv`` is one layer, as in Swin: queries are made of the tokens, keys and values of the samples.
+    pixels of an image. As in Swin, ``qkv`` is one layer: queries are made of tokens, keys and values of samples.
     An image's padding is part of its map: sampled and attended to, as in the authors' detectors.
 
     Args:

@@ -39,10 +39,7 @@ def check_keys(cfg: CfgNode, expect: Expect) -> None:
     for key in ("GROUPS", "OFFSET_KERNELS", "OFFSET_STRIDES"):
         positive = len(node[key]) == number and all(value >= 1 for value in node[key])
         expect(positive, f"MODEL.DAT.{key}", f"{number} values of at least 1", node[key])
-    read = [stage for stage in stages if stage in node.DEFORMABLE_STAGES]
-    pairs = [
-        (node.NUM_HEADS[i - 1], node.GROUPS[i - 1]) for i in read if i <= min(len(node.NUM_HEADS), len(node.GROUPS))
-    ]
+    pairs = [pair for i, pair in enumerate(zip(node.NUM_HEADS, node.GROUPS), 1) if i in node.DEFORMABLE_STAGES]
     shared = all(groups < 1 or heads % groups == 0 for heads, groups in pairs)
     expect(shared, "MODEL.DAT.GROUPS", f"divisors of NUM_HEADS {node.NUM_HEADS}", node.GROUPS)
     odd = all(kernel < 1 or kernel % 2 == 1 for kernel in node.OFFSET_KERNELS)

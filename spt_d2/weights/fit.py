@@ -34,6 +34,8 @@ _TABLE = "attn.relative_position_bias_table"
 _LAST_WEIGHTS = ("attn.proj.", "mlp.fc2.", "light.", "pos_conv.")
 # Parts of a block that an option decides on.
 _OPTIONAL = {_TABLE: "MODEL.SPT.POSITION", "pos_conv.": "MODEL.SPT.POSITION", "light.": "MODEL.SPT.FFN_TOKENS"}
+# Parts of a block that Swin has not, and that start as they are built.
+_NEW_PARTS = ("gate.", "light.", "attn.offset.")
 _OUTPUT = re.compile(r"(norm\d+|output_gates)\.")
 
 
@@ -188,7 +190,11 @@ def _complete(
             report.add(name, "new", place.numel(), "zero: the checkpoint has no position there")
         else:
             # Of another shape, it was reported as dropped.
-            expected = name in native or rest.startswith(("gate.", "light.")) or _OUTPUT.match(name) is not None
+            expected = (
+                name in native
+                or rest.startswith(("gate.", "light.", "attn.offset."))
+                or _OUTPUT.match(name) is not None
+            )
             note = "initial values" if expected else "initial values: missing in the checkpoint"
             report.add(name, "new", place.numel(), note, loud=not expected)
         if value is not None:
