@@ -13,7 +13,7 @@ def add_keys(cfg: CfgNode) -> None:
     node = cfg.MODEL.DAT
     add_hierarchy(node, [2, 2, 6, 2])
 
-    # Stages whose odd blocks are deformable, any of 1 to 4; those of other stages have shifted windows.
+    # Stages whose every second block is deformable, any of 1 to 4; in other stages its windows are shifted.
     node.DEFORMABLE_STAGES = [3, 4]
     # For each stage, groups of channels and heads with samples of their own; divisors of NUM_HEADS.
     node.GROUPS = [1, 1, 3, 6]

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spt_d2.config import add_spt_config
-from spt_d2.modeling import SPT, Swin, ViT
+from spt_d2.modeling import DAT, SPT, Swin, ViT
 
 SIZES = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4, "mlp_ratio": 2.0}
 VIT_SIZES = {"embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "pretrain_image_size": 64}
@@ -34,6 +34,11 @@ def nano_spt(dtype: torch.dtype = torch.float64, **values) -> SPT:
     return model
 
 
+def nano_dat(dtype: torch.dtype = torch.float64, **values) -> DAT:
+    """A DAT whose samples move by a good part of their cells."""
+    return reference.randomise_(DAT(**{**SIZES, "drop_path_rate": 0.0, "groups": (1, 1, 2, 2), **values})).to(dtype)
+
+
 def nano_vit(dtype: torch.dtype = torch.float64, **values) -> ViT:
     """A plain ViT, whose gates keep some tokens and not others where it has any."""
     model = ViT(**{**VIT_SIZES, "drop_path_rate": 0.0, "threshold": 0.5, "window_size": 4, **values})
@@ -52,9 +57,11 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
     """A detector on the CPU that takes milliseconds."""
     cfg = get_cfg()
     add_spt_config(cfg)
-    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN):
+    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, cfg.MODEL.DAT):
         node.EMBED_DIM, node.DEPTHS, node.NUM_HEADS = 8, [1, 1, 2, 1], [1, 2, 2, 4]
         node.WINDOW_SIZE, node.MLP_RATIO, node.DROP_PATH_RATE = 4, 2.0, 0.0
+    # A stage of one block has no deformable one.
+    cfg.MODEL.DAT.DEPTHS, cfg.MODEL.DAT.GROUPS = [1, 1, 2, 2], [1, 1, 2, 2]
     vit = cfg.MODEL.VIT
     vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.SPA_BLOCKS = 16, 3, 2, [1, 2]
     vit.MLP_RATIO, vit.DROP_PATH_RATE, vit.PRETRAIN_IMAGE_SIZE = 2.0, 0.0, 64
@@ -85,7 +92,8 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
         cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
         # As for Detectron2's ResNets: a map that nobody reads would leave its norm without a gradient.
         cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-        cfg.MODEL.SPT.OUT_FEATURES = cfg.MODEL.SWIN.OUT_FEATURES = ["res3", "res4", "res5"]
+        for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, cfg.MODEL.DAT):
+            node.OUT_FEATURES = ["res3", "res4", "res5"]
     return cfg
 
 

@@ -18,6 +18,9 @@ BUILDERS = [
     "build_swin_backbone",
     "build_swin_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
+    "build_dat_backbone",
+    "build_dat_fpn_backbone",
+    "build_retinanet_dat_fpn_backbone",
     "build_vit_backbone",
     "build_vit_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
@@ -40,6 +43,7 @@ def test_every_builder_of_the_project_is_tested_here():
 
 def test_public_names_are_pinned():
     assert set(modeling.__all__) == {
+        "DAT",
         "SPT",
         "Swin",
         "ViT",
@@ -76,10 +80,10 @@ def test_outputs_are_what_the_contract_says(name, channels):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_second_entry_gives_selections_for_spt_and_vit_and_none_for_swin(name):
+def test_the_second_entry_gives_selections_where_the_backbone_takes_decisions(name):
     backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=3)).eval()
     _, selections = backbone.forward_with_selections(torch.randn(1, 3, 64, 64))
-    assert bool(selections) == ("swin" not in name)
+    assert bool(selections) == ("swin" not in name and "dat" not in name)
 
 
 # For each key a value other than the default, and where the built backbone must show it.
@@ -119,6 +123,14 @@ SPT_KEYS = {
     "MULTI_SCALE": (False, lambda b: b.multi_scale),
     **{key: (value, lambda b, key=key: getattr(b.options, key.lower())) for key, value in OPTION_KEYS.items()},
 }
+DAT_KEYS = {
+    "DEFORMABLE_STAGES": ([4], lambda b: list(b.deformable_stages)),
+    "GROUPS": ([1, 1, 1, 2], lambda b: [1, 1, b.layers[2].blocks[1].attn.options.groups, 2]),
+    "OFFSET_KERNELS": ([9, 7, 3, 3], lambda b: [9, 7, b.layers[2].blocks[1].attn.offset.depthwise.kernel_size[0], 3]),
+    "OFFSET_STRIDES": ([8, 4, 1, 1], lambda b: [8, 4, b.layers[2].blocks[1].attn.offset.depthwise.stride[0], 1]),
+    "OFFSET_RANGE": (0.0, lambda b: b.layers[3].blocks[1].attn.options.offset_range),
+    "PRETRAIN_IMAGE_SIZE": (96, lambda b: 8 * (b.layers[2].blocks[1].attn.relative_position_bias_table.shape[1] + 1)),
+}
 VIT_KEYS = {
     "PATCH_SIZE": (8, lambda b: b.patch_embed.proj.stride[0]),
     "EMBED_DIM": (32, lambda b: b.patch_embed.proj.out_channels),
@@ -141,6 +153,7 @@ def test_no_key_is_left_out_here():
     cfg = nano_cfg("build_spt_backbone")
     assert set(cfg.MODEL.SWIN) == set(SHARED_KEYS)
     assert set(cfg.MODEL.SPT) == set(SHARED_KEYS) | set(SPT_KEYS) | SUPERVISION_KEYS
+    assert set(cfg.MODEL.DAT) == set(SHARED_KEYS) | set(DAT_KEYS)
     assert set(cfg.MODEL.VIT) == set(VIT_KEYS)
 
 
@@ -148,10 +161,11 @@ def test_no_key_is_left_out_here():
     "node, key",
     [("SWIN", key) for key in SHARED_KEYS]
     + [("SPT", key) for key in (*SHARED_KEYS, *SPT_KEYS)]
+    + [("DAT", key) for key in (*SHARED_KEYS, *DAT_KEYS)]
     + [("VIT", key) for key in VIT_KEYS],
 )
 def test_builders_read_every_key(node, key):
-    value, shown = (VIT_KEYS if node == "VIT" else {**SHARED_KEYS, **SPT_KEYS})[key]
+    value, shown = (VIT_KEYS if node == "VIT" else {**SHARED_KEYS, **SPT_KEYS, **DAT_KEYS})[key]
     cfg = nano_cfg(f"build_{node.lower()}_backbone")
     assert shown(build_backbone(cfg, ShapeSpec(channels=3))) != value, "the test needs another value"
     cfg.MODEL[node][key] = value
@@ -167,7 +181,7 @@ def test_a_plain_vit_selects_and_packs_by_the_keys_of_spt(key):
     assert getattr(build_backbone(cfg, ShapeSpec(channels=3)).options, key.lower()) == value
 
 
-@pytest.mark.parametrize("name", ["build_spt_backbone", "build_swin_fpn_backbone"])
+@pytest.mark.parametrize("name", ["build_spt_backbone", "build_swin_fpn_backbone", "build_dat_backbone"])
 def test_freeze_at_is_honoured(name):
     cfg = nano_cfg(name)
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
