@@ -48,7 +48,7 @@ def train_step(model, inputs) -> dict[str, torch.Tensor]:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-@pytest.mark.parametrize("kind", ["spt", "swin"])
+@pytest.mark.parametrize("kind", ["spt", "swin", "dat"])
 @pytest.mark.parametrize("meta_architecture", [*STOCK, *OURS])
 def test_training_gives_finite_losses_and_a_gradient_for_every_parameter(meta_architecture, kind):
     model = build(meta_architecture, kind)
@@ -62,7 +62,7 @@ def test_training_gives_finite_losses_and_a_gradient_for_every_parameter(meta_ar
         assert torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.parametrize("kind", ["spt", "swin"])
+@pytest.mark.parametrize("kind", ["spt", "swin", "dat"])
 @pytest.mark.parametrize("meta_architecture", [*STOCK, *OURS])
 def test_inference_gives_an_output_for_every_image_at_its_size(meta_architecture, kind):
     model = build(meta_architecture, kind).eval()
@@ -150,7 +150,7 @@ def test_evaluation_needs_neither_labels_nor_ground_truth(meta_architecture):
     assert [output["selection"].tensor_size for output in outputs] == [(96, 96)] * 2
 
 
-@pytest.mark.parametrize("kind", ["spt", "swin"])
+@pytest.mark.parametrize("kind", ["spt", "swin", "dat"])
 @pytest.mark.parametrize("meta_architecture", OURS)
 def test_outputs_carry_their_selections_on_request(meta_architecture, kind):
     model = build(meta_architecture, kind, RETURN_SELECTIONS=True, SELECT="topk", KEEP_RATIO=0.4).eval()
