@@ -99,6 +99,8 @@ def test_there_are_twins_of_every_main_variant() -> None:
             assert f"COCO-InstanceSegmentation/cascade_mask_rcnn_{size}_fpn_{schedule}" in PAIRS
         for size in ("spt_t", "swin_t", "swin_t16"):
             assert f"COCO-Detection/retinanet_{size}_fpn_{schedule}" in PAIRS
+        for size in ("dat_t", "dat_s"):
+            assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_{schedule}" in PAIRS
     for size in ("dynamic_swin_t", "dynamic_swin_s", "sparse_vit_t", "sparse_vit_s"):
         assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_3x" in PAIRS
     for size in (*sizes, "spt_t12"):

@@ -1,6 +1,6 @@
 """What a model costs: multiply-adds from real token counts."""
 
-from spt_d2.analysis import dynamic_swin_macs, sparse_vit_macs  # noqa: F401  registers their formulas
+from spt_d2.analysis import dat_macs, dynamic_swin_macs, sparse_vit_macs  # noqa: F401  registers their formulas
 from spt_d2.analysis.hierarchy_macs import BackboneMacs, backbone_macs, image_macs, nominal_macs
 from spt_d2.analysis.macs import BlockTokens, Macs, block_macs
 

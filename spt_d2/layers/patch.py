@@ -52,7 +52,7 @@ class PatchMerging(nn.Module):
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
         if runs_in_chunks(self, x):
             return self._row_by_row(x)
-        return self._merge(x)
+        return self.reduction(self.norm(self.cells(x)))
 
     def _row_by_row(self, x: Tensor) -> Tensor:
         """A few pairs of rows at a time, while they are in the cache."""
@@ -60,13 +60,14 @@ class PatchMerging(nn.Module):
         out = x.new_empty(batch, -(-height // 2), -(-width // 2), 2 * channels)
         step = max(chunk_tokens(4 * channels) // out.shape[2], 1)
         for row in range(0, out.shape[1], step):
-            out[:, row : row + step] = self._merge(x[:, 2 * row : 2 * (row + step)])
+            cells = self.cells(x[:, 2 * row : 2 * (row + step)])
+            out[:, row : row + step] = self.reduction(self.norm(cells))
         return out
 
-    def _merge(self, x: Tensor) -> Tensor:
+    def cells(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 4C)."""
         height, width = x.shape[1:3]
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         # Column by column within the 2x2 cell: the order of Swin's checkpoints.
-        x = torch.cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)
-        return self.reduction(self.norm(x))
+        return torch.cat((x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]), dim=-1)

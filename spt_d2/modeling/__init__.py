@@ -9,11 +9,13 @@ except ImportError as error:
     ) from error
 
 from spt_d2.modeling.backbone import (
+    DAT,
     SPT,
     DynamicSwin,
     SparseViT,
     Swin,
     ViT,
+    build_dat_backbone,
     build_dynamic_swin_backbone,
     build_sparse_vit_backbone,
     build_spt_backbone,
@@ -22,7 +24,9 @@ from spt_d2.modeling.backbone import (
 )
 from spt_d2.modeling.fpn import (
     SelectionFPN,
+    build_dat_fpn_backbone,
     build_dynamic_swin_fpn_backbone,
+    build_retinanet_dat_fpn_backbone,
     build_retinanet_dynamic_swin_fpn_backbone,
     build_retinanet_sparse_vit_fpn_backbone,
     build_retinanet_spt_fpn_backbone,
@@ -45,6 +49,7 @@ from spt_d2.modeling.simple_pyramid import (
 )
 
 __all__ = [
+    "DAT",
     "SPT",
     "DynamicSwin",
     "MultiLabelClassifier",
@@ -57,8 +62,11 @@ __all__ = [
     "SparseViT",
     "Swin",
     "ViT",
+    "build_dat_backbone",
+    "build_dat_fpn_backbone",
     "build_dynamic_swin_backbone",
     "build_dynamic_swin_fpn_backbone",
+    "build_retinanet_dat_fpn_backbone",
     "build_retinanet_dynamic_swin_fpn_backbone",
     "build_retinanet_sparse_vit_fpn_backbone",
     "build_retinanet_spt_fpn_backbone",

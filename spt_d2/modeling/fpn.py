@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spt_d2.modeling.backbone import (
     Swin,
+    build_dat_backbone,
     build_dynamic_swin_backbone,
     build_sparse_vit_backbone,
     build_spt_backbone,
@@ -103,6 +104,18 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFP
 def build_retinanet_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
     """Dense Swin with FPN levels up to p7."""
     return _fpn(cfg, build_swin_backbone(cfg, input_shape), retinanet=True)
+
+
+@BACKBONE_REGISTRY.register()
+def build_dat_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
+    """DAT with FPN levels p2 to p6."""
+    return _fpn(cfg, build_dat_backbone(cfg, input_shape), retinanet=False)
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_dat_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
+    """DAT with FPN levels up to p7."""
+    return _fpn(cfg, build_dat_backbone(cfg, input_shape), retinanet=True)
 
 
 @BACKBONE_REGISTRY.register()

@@ -36,7 +36,7 @@ _LAST_WEIGHTS = ("attn.proj.", "mlp.fc2.", "light.", "pos_conv.", "fastmlp.fc1.1
 _OPTIONAL = {_TABLE: "MODEL.SPT.POSITION", "pos_conv.": "MODEL.SPT.POSITION", "light.": "MODEL.SPT.FFN_TOKENS"}
 _OUTPUT = re.compile(r"(norm\d+|output_gates|layers\.\d+\.score_predictor)\.")
 # Parts of a block that dense Swin has not, and that learn from their own start.
-_OWN = ("gate.", "light.", "fastmlp.")
+_OWN = ("gate.", "light.", "fastmlp.", "attn.offset.")
 
 
 def fit_to_model(

@@ -12,6 +12,7 @@ swin-detection  the same under ``backbone.``, beside ``neck``, ``rpn_head``, ``r
 timm            ``downsample`` at the beginning of a stage, hence its number is larger by one; ``head.fc``
 torchvision     ``features.{0, 1, 2, ...}``: patch embedding, then blocks and mergings in turn; ``mlp.0`` and ``mlp.3``
 mmdetection     ``stages``, ``attn.w_msa``, ``ffn.layers``; mergings order their 4C channels as ``nn.Unfold`` does
+dat             no Swin, but built alike (:mod:`spt_d2.weights.dat`)
 ==============  ==================================================================================================
 """
 
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from spt_d2.weights.dat import FIRST_BLOCK, dat_to_native
+
 LAYOUTS = {
     "detectron2": "Detectron2's SwinTransformer and this project",
     "swin": "Swin's classifiers",
@@ -28,6 +31,7 @@ LAYOUTS = {
     "timm": "timm",
     "torchvision": "torchvision",
     "mmdetection": "MMDetection",
+    "dat": "DAT's authors",
 }
 
 # The first block's queries, keys and values: in every layout there, and nowhere else.
@@ -35,6 +39,7 @@ _FIRST_BLOCK = {
     "layers": "layers.0.blocks.0.attn.qkv.weight",
     "features": "features.1.0.attn.qkv.weight",
     "stages": "stages.0.blocks.0.attn.w_msa.qkv.weight",
+    "dat": FIRST_BLOCK,
     "transformers": "encoder.layers.0.blocks.0.attention.self.query.weight",
 }
 _BACKBONE = re.compile(r"(patch_embed|layers\.\d+|norm\d+|output_gates)\.|absolute_pos_embed$")
@@ -92,6 +97,8 @@ def detect_layout(names: Collection[str]) -> Layout | None:
             "detect_layout(names=) expects weights of the first version of Swin. Got Swin V2, whose attention "
             "(cosine similarity, a position bias from an MLP, norms after the branches) is another function."
         )
+    if kind == "dat":
+        return Layout("dat", prefix)
     if kind == "features":
         return Layout("torchvision", prefix)
     if kind == "stages":
@@ -117,6 +124,8 @@ def to_native(weights: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, 
     Returns:
         the backbone's entries by their names without a prefix, stored tables among them; and all others as they were.
     """
+    if layout.name == "dat":
+        return dat_to_native(weights, layout.prefix)
     backbone: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     for name, value in weights.items():

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spt_d2.config import add_spt_config
-from spt_d2.modeling import SPT, DynamicSwin, SparseViT, Swin, ViT
+from spt_d2.modeling import DAT, SPT, DynamicSwin, SparseViT, Swin, ViT
 from spt_d2.peer_config import PEERS
 
 SIZES = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4, "mlp_ratio": 2.0}
@@ -33,6 +33,11 @@ def nano_spt(dtype: torch.dtype = torch.float64, **values) -> SPT:
         if "gate" in name and name.endswith("proj.bias"):
             torch.nn.init.constant_(parameter, -0.3)
     return model
+
+
+def nano_dat(dtype: torch.dtype = torch.float64, **values) -> DAT:
+    """A DAT whose samples move by a good part of their cells."""
+    return reference.randomise_(DAT(**{**SIZES, "drop_path_rate": 0.0, "groups": (1, 1, 2, 2), **values})).to(dtype)
 
 
 def nano_dynamic_swin(dtype: torch.dtype = torch.float64, **values) -> DynamicSwin:
@@ -71,6 +76,8 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
         node.WINDOW_SIZE, node.MLP_RATIO, node.DROP_PATH_RATE = 4, 2.0, 0.0
     cfg.MODEL.DYNAMIC_SWIN.PREDICTOR_BLOCKS = [0, 1]
     cfg.MODEL.SPARSE_VIT.PRUNING_RATIOS = [[0.3], [0.0], [0.2, 0.4], [0.5]]
+    # A stage of one block has no deformable one.
+    cfg.MODEL.DAT.DEPTHS, cfg.MODEL.DAT.GROUPS = [1, 1, 2, 2], [1, 1, 2, 2]
     vit = cfg.MODEL.VIT
     vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.SPA_BLOCKS = 16, 3, 2, [1, 2]
     vit.MLP_RATIO, vit.DROP_PATH_RATE, vit.PRETRAIN_IMAGE_SIZE = 2.0, 0.0, 64

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spt_d2.peer_config import PEERS
 from tests.modeling.nano import nano_cfg
 
 from detectron2.layers import ShapeSpec  # isort: skip
@@ -18,6 +19,9 @@ BUILDERS = [
     "build_swin_backbone",
     "build_swin_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
+    "build_dat_backbone",
+    "build_dat_fpn_backbone",
+    "build_retinanet_dat_fpn_backbone",
     "build_vit_backbone",
     "build_vit_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
@@ -46,6 +50,7 @@ def test_every_builder_of_the_project_is_tested_here():
 
 def test_public_names_are_pinned():
     assert set(modeling.__all__) == {
+        "DAT",
         "SPT",
         "SparseViT",
         "Swin",
@@ -84,10 +89,11 @@ def test_outputs_are_what_the_contract_says(name, channels):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_second_entry_gives_selections_for_all_but_dense_swin(name):
+def test_the_second_entry_gives_selections_where_the_backbone_takes_decisions(name):
     backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=3)).eval()
     _, selections = backbone.forward_with_selections(torch.randn(1, 3, 64, 64))
-    assert bool(selections) == (name.removeprefix("build_").removeprefix("retinanet_")[:5] != "swin_")
+    kind = name.removeprefix("build_").removeprefix("retinanet_")
+    assert bool(selections) == (not kind.startswith(("swin_", "dat_")))
 
 
 # For each key a value other than the default, and where the built backbone must show it.
@@ -127,6 +133,14 @@ SPT_KEYS = {
     "MULTI_SCALE": (False, lambda b: b.multi_scale),
     **{key: (value, lambda b, key=key: getattr(b.options, key.lower())) for key, value in OPTION_KEYS.items()},
 }
+DAT_KEYS = {
+    "DEFORMABLE_STAGES": ([4], lambda b: list(b.deformable_stages)),
+    "GROUPS": ([1, 1, 1, 2], lambda b: [1, 1, b.layers[2].blocks[1].attn.options.groups, 2]),
+    "OFFSET_KERNELS": ([9, 7, 3, 3], lambda b: [9, 7, b.layers[2].blocks[1].attn.offset.depthwise.kernel_size[0], 3]),
+    "OFFSET_STRIDES": ([8, 4, 1, 1], lambda b: [8, 4, b.layers[2].blocks[1].attn.offset.depthwise.stride[0], 1]),
+    "OFFSET_RANGE": (0.0, lambda b: b.layers[3].blocks[1].attn.options.offset_range),
+    "PRETRAIN_IMAGE_SIZE": (96, lambda b: 8 * (b.layers[2].blocks[1].attn.relative_position_bias_table.shape[1] + 1)),
+}
 VIT_KEYS = {
     "PATCH_SIZE": (8, lambda b: b.patch_embed.proj.stride[0]),
     "EMBED_DIM": (32, lambda b: b.patch_embed.proj.out_channels),
@@ -158,6 +172,7 @@ SPARSE_VIT_KEYS = {
     "SAMPLE_RATIOS": (True, lambda b: bool(b.layers[0].sampled_from)),
     "RATIO_CHOICES": ([0.0, 0.5], lambda b: list(b.ratio_choices)),
 }
+PEER_KEYS = {"DAT": DAT_KEYS, "DYNAMIC_SWIN": DYNAMIC_SWIN_KEYS, "SPARSE_VIT": SPARSE_VIT_KEYS}
 # Keys of the meta-architecture, tested with it.
 SUPERVISION_KEYS = {"LOSS_WEIGHT", "LOSS_REDUCTION", "POS_WEIGHT", "SUPERVISE", "RETURN_SELECTIONS", "LOG_PERIOD"}
 
@@ -167,8 +182,9 @@ def test_no_key_is_left_out_here():
     assert set(cfg.MODEL.SWIN) == set(SHARED_KEYS)
     assert set(cfg.MODEL.SPT) == set(SHARED_KEYS) | set(SPT_KEYS) | SUPERVISION_KEYS
     assert set(cfg.MODEL.VIT) == set(VIT_KEYS)
-    assert set(cfg.MODEL.DYNAMIC_SWIN) == set(SHARED_KEYS) | set(DYNAMIC_SWIN_KEYS)
-    assert set(cfg.MODEL.SPARSE_VIT) == set(SHARED_KEYS) | set(SPARSE_VIT_KEYS)
+    assert set(PEER_KEYS) == {peer.NODE for peer in PEERS}
+    for peer, keys in PEER_KEYS.items():
+        assert set(cfg.MODEL[peer]) == set(SHARED_KEYS) | set(keys)
 
 
 @pytest.mark.parametrize(
@@ -176,12 +192,10 @@ def test_no_key_is_left_out_here():
     [("SWIN", key) for key in SHARED_KEYS]
     + [("SPT", key) for key in (*SHARED_KEYS, *SPT_KEYS)]
     + [("VIT", key) for key in VIT_KEYS]
-    + [("DYNAMIC_SWIN", key) for key in SHARED_KEYS | DYNAMIC_SWIN_KEYS]
-    + [("SPARSE_VIT", key) for key in SHARED_KEYS | SPARSE_VIT_KEYS],
+    + [(peer, key) for peer, keys in PEER_KEYS.items() for key in SHARED_KEYS | keys],
 )
 def test_builders_read_every_key(node, key):
-    peers = {"DYNAMIC_SWIN": DYNAMIC_SWIN_KEYS, "SPARSE_VIT": SPARSE_VIT_KEYS}
-    own = {"VIT": VIT_KEYS, **peers}.get(node, SPT_KEYS)
+    own = {"VIT": VIT_KEYS, **PEER_KEYS}.get(node, SPT_KEYS)
     value, shown = (own if node == "VIT" else {**SHARED_KEYS, **own})[key]
     cfg = nano_cfg(f"build_{node.lower()}_backbone")
     assert shown(build_backbone(cfg, ShapeSpec(channels=3))) != value, "the test needs another value"
@@ -200,7 +214,9 @@ def test_a_plain_vit_selects_and_packs_by_the_keys_of_spt(key):
     assert getattr(build_backbone(cfg, ShapeSpec(channels=3)).options, key.lower()) == value
 
 
-@pytest.mark.parametrize("name", ["build_spt_backbone", "build_swin_fpn_backbone", "build_sparse_vit_backbone"])
+@pytest.mark.parametrize(
+    "name", ["build_spt_backbone", "build_swin_fpn_backbone", "build_dat_backbone", "build_sparse_vit_backbone"]
+)
 def test_freeze_at_is_honoured(name):
     cfg = nano_cfg(name)
     cfg.MODEL.BACKBONE.FREEZE_AT = 2

@@ -10,7 +10,9 @@ _FACTORIES = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty
 
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_floating_point():
-        return tensor.fill_(float("nan"))
+        # Detached: torch's checkpointing makes a leaf, into which nothing is written that would be recorded.
+        tensor.detach().fill_(float("nan"))
+        return tensor
     return tensor.fill_(True) if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max // 2)
 
 

@@ -1,5 +1,6 @@
 """Backbones: dense Swin, the Select and Pack Transformer, the plain ViT, and what SPT is compared with."""
 
+from spt_d2.modeling.backbone.dat import DAT, build_dat_backbone
 from spt_d2.modeling.backbone.dynamic_swin import DynamicSwin, build_dynamic_swin_backbone
 from spt_d2.modeling.backbone.sparse_vit import SparseViT, build_sparse_vit_backbone
 from spt_d2.modeling.backbone.spt import SPT, build_spt_backbone
@@ -7,11 +8,13 @@ from spt_d2.modeling.backbone.swin import Swin, build_swin_backbone
 from spt_d2.modeling.backbone.vit import ViT, build_vit_backbone
 
 __all__ = [
+    "DAT",
     "SPT",
     "DynamicSwin",
     "SparseViT",
     "Swin",
     "ViT",
+    "build_dat_backbone",
     "build_dynamic_swin_backbone",
     "build_sparse_vit_backbone",
     "build_spt_backbone",
