@@ -8,9 +8,10 @@ CHANNELS = 8
 def shrink(cfg: CfgNode) -> CfgNode:
     """Sizes of the backbone, the pyramid, the heads and the numbers of proposals, in place; on the CPU."""
     model = cfg.MODEL
-    for node in (model.SPT, model.SWIN):
+    for node in (model.SPT, model.SWIN, model.SVIT_GATED_SWIN):
         node.EMBED_DIM, node.NUM_HEADS, node.WINDOW_SIZE, node.MLP_RATIO = CHANNELS, [1, 2, 2, 4], 4, 2.0
         node.DEPTHS = [min(depth, 2) for depth in node.DEPTHS]
+    model.SVIT_GATED_SWIN.DENSE_BLOCKS = 1
     model.DEVICE, model.FPN.OUT_CHANNELS = "cpu", 16
     model.RPN.PRE_NMS_TOPK_TRAIN = model.RPN.PRE_NMS_TOPK_TEST = 50
     model.RPN.POST_NMS_TOPK_TRAIN = model.RPN.POST_NMS_TOPK_TEST = 20

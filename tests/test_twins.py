@@ -99,6 +99,8 @@ def test_there_are_twins_of_every_main_variant() -> None:
             assert f"COCO-InstanceSegmentation/cascade_mask_rcnn_{size}_fpn_{schedule}" in PAIRS
         for size in ("spt_t", "swin_t", "swin_t16"):
             assert f"COCO-Detection/retinanet_{size}_fpn_{schedule}" in PAIRS
+    for size in ("svit_gated_swin_t", "svit_gated_swin_s"):
+        assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_3x" in PAIRS
     for size in (*sizes, "spt_t12"):
         assert f"BDD100K-Detection/faster_rcnn_{size}_fpn_3x" in PAIRS
 

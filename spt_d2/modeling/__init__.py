@@ -10,17 +10,21 @@ except ImportError as error:
 
 from spt_d2.modeling.backbone import (
     SPT,
+    SvitGatedSwin,
     Swin,
     ViT,
     build_spt_backbone,
+    build_svit_gated_swin_backbone,
     build_swin_backbone,
     build_vit_backbone,
 )
 from spt_d2.modeling.fpn import (
     SelectionFPN,
     build_retinanet_spt_fpn_backbone,
+    build_retinanet_svit_gated_swin_fpn_backbone,
     build_retinanet_swin_fpn_backbone,
     build_spt_fpn_backbone,
+    build_svit_gated_swin_fpn_backbone,
     build_swin_fpn_backbone,
 )
 from spt_d2.modeling.meta_arch import (
@@ -45,13 +49,17 @@ __all__ = [
     "SelectionPanopticFPN",
     "SelectionRetinaNet",
     "SelectionSimplePyramid",
+    "SvitGatedSwin",
     "Swin",
     "ViT",
     "build_retinanet_spt_fpn_backbone",
+    "build_retinanet_svit_gated_swin_fpn_backbone",
     "build_retinanet_swin_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
     "build_spt_backbone",
     "build_spt_fpn_backbone",
+    "build_svit_gated_swin_backbone",
+    "build_svit_gated_swin_fpn_backbone",
     "build_swin_backbone",
     "build_swin_fpn_backbone",
     "build_vit_backbone",

@@ -9,7 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor
 
-from spt_d2.modeling.backbone import Swin, build_spt_backbone, build_swin_backbone
+from spt_d2.modeling.backbone import Swin, build_spt_backbone, build_svit_gated_swin_backbone, build_swin_backbone
 from spt_d2.ops.selection import BlockSelection
 
 
@@ -97,3 +97,15 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFP
 def build_retinanet_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
     """Dense Swin with FPN levels up to p7."""
     return _fpn(cfg, build_swin_backbone(cfg, input_shape), retinanet=True)
+
+
+@BACKBONE_REGISTRY.register()
+def build_svit_gated_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
+    """Swin with SViT's gates, with FPN levels p2 to p6."""
+    return _fpn(cfg, build_svit_gated_swin_backbone(cfg, input_shape), retinanet=False)
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_svit_gated_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
+    """Swin with SViT's gates, with FPN levels up to p7."""
+    return _fpn(cfg, build_svit_gated_swin_backbone(cfg, input_shape), retinanet=True)

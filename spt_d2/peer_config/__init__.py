@@ -9,4 +9,6 @@ pixels at which its decisions are judged.
 
 from types import ModuleType
 
-PEERS: tuple[ModuleType, ...] = ()
+from spt_d2.peer_config import svit_gated_swin
+
+PEERS: tuple[ModuleType, ...] = (svit_gated_swin,)

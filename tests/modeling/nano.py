@@ -12,7 +12,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spt_d2.config import add_spt_config
-from spt_d2.modeling import SPT, Swin, ViT
+from spt_d2.modeling import SPT, SvitGatedSwin, Swin, ViT
+from spt_d2.peer_config import PEERS
 
 SIZES = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4, "mlp_ratio": 2.0}
 VIT_SIZES = {"embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "pretrain_image_size": 64}
@@ -34,6 +35,19 @@ def nano_spt(dtype: torch.dtype = torch.float64, **values) -> SPT:
     return model
 
 
+def nano_svit_gated_swin(dtype: torch.dtype = torch.float64, **values) -> SvitGatedSwin:
+    """Swin with SViT's gates, which keep some tokens and not others: two in each of the last stages."""
+    sizes = {**SIZES, "depths": (1, 1, 3, 2), "dense_blocks": 1, "drop_path_rate": 0.0}
+    model = reference.randomise_(SvitGatedSwin(**{**sizes, **values})).to(dtype)
+    gates = [module for name, module in model.named_modules() if name.endswith(".gate")]
+    probe = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for i, gate in enumerate(gates):
+        # One after the other, for each changes what the next ones see.
+        _, selections = model.eval().forward_with_selections(probe)
+        gate.fc2.bias.data[0] -= selections[i].score.median().item()
+    return model.train()
+
+
 def nano_vit(dtype: torch.dtype = torch.float64, **values) -> ViT:
     """A plain ViT, whose gates keep some tokens and not others where it has any."""
     model = ViT(**{**VIT_SIZES, "drop_path_rate": 0.0, "threshold": 0.5, "window_size": 4, **values})
@@ -52,9 +66,12 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
     """A detector on the CPU that takes milliseconds."""
     cfg = get_cfg()
     add_spt_config(cfg)
-    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN):
+    peers = [cfg.MODEL[peer.NODE] for peer in PEERS]
+    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, *peers):
         node.EMBED_DIM, node.DEPTHS, node.NUM_HEADS = 8, [1, 1, 2, 1], [1, 2, 2, 4]
         node.WINDOW_SIZE, node.MLP_RATIO, node.DROP_PATH_RATE = 4, 2.0, 0.0
+    svit = cfg.MODEL.SVIT_GATED_SWIN
+    svit.DEPTHS, svit.DENSE_BLOCKS = [1, 1, 4, 1], 1
     vit = cfg.MODEL.VIT
     vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.SPA_BLOCKS = 16, 3, 2, [1, 2]
     vit.MLP_RATIO, vit.DROP_PATH_RATE, vit.PRETRAIN_IMAGE_SIZE = 2.0, 0.0, 64
@@ -85,7 +102,8 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
         cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
         # As for Detectron2's ResNets: a map that nobody reads would leave its norm without a gradient.
         cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-        cfg.MODEL.SPT.OUT_FEATURES = cfg.MODEL.SWIN.OUT_FEATURES = ["res3", "res4", "res5"]
+        for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, *peers):
+            node.OUT_FEATURES = ["res3", "res4", "res5"]
     return cfg
 
 

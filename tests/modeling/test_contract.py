@@ -21,6 +21,9 @@ BUILDERS = [
     "build_vit_backbone",
     "build_vit_fpn_backbone",
     "build_retinanet_vit_fpn_backbone",
+    "build_svit_gated_swin_backbone",
+    "build_svit_gated_swin_fpn_backbone",
+    "build_retinanet_svit_gated_swin_fpn_backbone",
 ]
 META_ARCHITECTURES = [
     "MultiLabelClassifier",
@@ -43,6 +46,7 @@ def test_public_names_are_pinned():
         "SPT",
         "Swin",
         "ViT",
+        "SvitGatedSwin",
         "SelectionFPN",
         *META_ARCHITECTURES,
         "SelectionSimplePyramid",
@@ -76,10 +80,10 @@ def test_outputs_are_what_the_contract_says(name, channels):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_second_entry_gives_selections_for_spt_and_vit_and_none_for_swin(name):
+def test_the_second_entry_gives_selections_for_all_but_dense_swin(name):
     backbone = build_backbone(nano_cfg(name), ShapeSpec(channels=3)).eval()
     _, selections = backbone.forward_with_selections(torch.randn(1, 3, 64, 64))
-    assert bool(selections) == ("swin" not in name)
+    assert bool(selections) == (not name.removeprefix("build_").removeprefix("retinanet_").startswith("swin_"))
 
 
 # For each key a value other than the default, and where the built backbone must show it.
@@ -133,6 +137,14 @@ VIT_KEYS = {
     "DROP_PATH_RATE": (0.4, lambda b: round(b.blocks[-1].drop_path.rate, 6)),
     "USE_CHECKPOINT": (True, lambda b: b.use_checkpoint),
 }
+SVIT_GATED_SWIN_KEYS = {
+    # Stage 3 with a dense block and gates after it.
+    "DEPTHS": ([1, 2, 5, 1], SHARED_KEYS["DEPTHS"][1]),
+    "GATED_STAGES": ([3], lambda b: list(b.gated_stages)),
+    "DENSE_BLOCKS": (0, lambda b: b.dense_blocks),
+    "KEEP_RATIOS": ([0.6], lambda b: list(b.keep_ratios)),
+    "BUDGET_WEIGHT": (3.0, lambda b: b.budget_weight),
+}
 # Keys of the meta-architecture, tested with it.
 SUPERVISION_KEYS = {"LOSS_WEIGHT", "LOSS_REDUCTION", "POS_WEIGHT", "SUPERVISE", "RETURN_SELECTIONS", "LOG_PERIOD"}
 
@@ -142,16 +154,19 @@ def test_no_key_is_left_out_here():
     assert set(cfg.MODEL.SWIN) == set(SHARED_KEYS)
     assert set(cfg.MODEL.SPT) == set(SHARED_KEYS) | set(SPT_KEYS) | SUPERVISION_KEYS
     assert set(cfg.MODEL.VIT) == set(VIT_KEYS)
+    assert set(cfg.MODEL.SVIT_GATED_SWIN) == set(SHARED_KEYS) | set(SVIT_GATED_SWIN_KEYS)
 
 
 @pytest.mark.parametrize(
     "node, key",
     [("SWIN", key) for key in SHARED_KEYS]
     + [("SPT", key) for key in (*SHARED_KEYS, *SPT_KEYS)]
-    + [("VIT", key) for key in VIT_KEYS],
+    + [("VIT", key) for key in VIT_KEYS]
+    + [("SVIT_GATED_SWIN", key) for key in SHARED_KEYS | SVIT_GATED_SWIN_KEYS],
 )
 def test_builders_read_every_key(node, key):
-    value, shown = (VIT_KEYS if node == "VIT" else {**SHARED_KEYS, **SPT_KEYS})[key]
+    own = {"VIT": VIT_KEYS, "SVIT_GATED_SWIN": SVIT_GATED_SWIN_KEYS}.get(node, SPT_KEYS)
+    value, shown = (own if node == "VIT" else {**SHARED_KEYS, **own})[key]
     cfg = nano_cfg(f"build_{node.lower()}_backbone")
     assert shown(build_backbone(cfg, ShapeSpec(channels=3))) != value, "the test needs another value"
     cfg.MODEL[node][key] = value

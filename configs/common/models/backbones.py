@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from spt_d2.modeling import SPT, Swin
+from spt_d2.modeling import SPT, SvitGatedSwin, Swin
 
 _tiny = dict(embed_dim=96, num_heads=[3, 6, 12, 24], drop_path_rate=0.2, out_features=["res2", "res3", "res4", "res5"])
 _base = {**_tiny, "embed_dim": 128, "num_heads": [4, 8, 16, 32]}
@@ -22,6 +22,10 @@ swin_b = L(Swin)(**_base, depths=[2, 2, 18, 2])
 swin_t16 = L(Swin)(**_tiny, depths=[2, 2, 10, 2])
 swin_s28 = L(Swin)(**_tiny, depths=[2, 2, 22, 2])
 swin_b28 = L(Swin)(**_base, depths=[2, 2, 22, 2])
+
+# Peers.
+svit_gated_swin_t = L(SvitGatedSwin)(**_tiny, depths=[2, 2, 6, 2])
+svit_gated_swin_s = L(SvitGatedSwin)(**_tiny, depths=[2, 2, 18, 2])
 
 # The paper read literally, where the defaults differ: arguments of SPT, and of the meta-architecture.
 literal = dict(gating="sigmoid", threshold=0.01, noise="logistic", segment="shared", proj_tokens="all")

@@ -48,7 +48,7 @@ def train_step(model, inputs) -> dict[str, torch.Tensor]:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-@pytest.mark.parametrize("kind", ["spt", "swin"])
+@pytest.mark.parametrize("kind", ["spt", "swin", "svit_gated_swin"])
 @pytest.mark.parametrize("meta_architecture", [*STOCK, *OURS])
 def test_training_gives_finite_losses_and_a_gradient_for_every_parameter(meta_architecture, kind):
     model = build(meta_architecture, kind)
@@ -57,12 +57,13 @@ def test_training_gives_finite_losses_and_a_gradient_for_every_parameter(meta_ar
     selects = kind == "spt" and meta_architecture in OURS
     expected = {"loss_select_stage2", "loss_select_stage3", "loss_select_stage4"} if selects else set()
     assert {name for name in losses if "select" in name} == expected
+    assert ("loss_budget" in losses) == (kind == "svit_gated_swin" and meta_architecture in OURS)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.parametrize("kind", ["spt", "swin"])
+@pytest.mark.parametrize("kind", ["spt", "swin", "svit_gated_swin"])
 @pytest.mark.parametrize("meta_architecture", [*STOCK, *OURS])
 def test_inference_gives_an_output_for_every_image_at_its_size(meta_architecture, kind):
     model = build(meta_architecture, kind).eval()
