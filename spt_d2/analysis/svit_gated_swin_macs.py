@@ -1,11 +1,11 @@
 """
 Multiply-adds of Swin with SViT's gates (Liu et al., WACV 2024), which has two costs.
 
-Per block with a gate, with N tokens on the map, N'' on the map padded to whole (shifted) windows, T kept, P query-key
-pairs among these, and the letters of :mod:`spt_d2.analysis.macs`:
+Per block with a gate, with T tokens kept, P query-key pairs among them, and the letters of
+:mod:`spt_d2.analysis.macs`:
 
-    inference    4 C^2 T + 2 C P + 2 C D T          + C^2 N / 4 + C N / 2 (gate)
-    training     4 C^2 N + 2 C M^2 N'' + 2 C D N    + C^2 N / 4 + C N / 2 (gate)
+    inference    4 C^2 T + 2 C P + 2 C D T         + C^2 N / 4 + C N / 2 (gate)
+    training     4 C^2 N + 2 C M^2 N' + 2 C D N    + C^2 N / 4 + C N / 2 (gate)
 
 ``executed`` and ``useful`` are inference's, as of every backbone; :func:`training_macs` counts the forward pass of
 training, where skipped tokens are computed too. ``dense`` is Swin's.
@@ -64,8 +64,8 @@ def training_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:
     """
     kept = {}
     for place, block, (height, width), _ in _gates(backbone, tensor_size):
-        window, before = block.attn.window_size, -block.attn.shift_size % block.attn.window_size
-        pairs = -(-(height + before) // window) * -(-(width + before) // window) * window**4
+        window = block.attn.window_size
+        pairs = -(-height // window) * -(-width // window) * window**4
         kept[place] = BlockTokens(height * width, pairs, pairs)
     return backbone_macs(backbone, tensor_size, kept)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spt_d2.ops.windows import relative_position_index, window_partition, window_unpartition
+from spt_d2.ops.windows import relative_position_index, shifted_window_mask, window_partition, window_unpartition
 
 
 def masked_window_attention(
@@ -50,19 +50,25 @@ def masked_window_attention(
             f"  qkv.shape      : {tuple(qkv.shape)}\n  keep_mask.shape: {tuple(keep_mask.shape)}\n"
             f"  num_heads      : {num_heads}"
         )
-    height, width = keep_mask.shape[1:]
-    # Padding at the top and left moves the borders; a roll would need a mask between what it brings together.
-    before = -shift_size % window_size
-    windows, padded = window_partition(F.pad(qkv, (0, 0, before, 0, before, 0)), window_size)
-    seen, _ = window_partition(F.pad(keep_mask, (before, 0, before, 0)).unsqueeze(-1), window_size)
+    batch, height, width = keep_mask.shape
+    pad_h, pad_w = -height % window_size, -width % window_size
+    qkv, kept = F.pad(qkv, (0, 0, 0, pad_w, 0, pad_h)), F.pad(keep_mask, (0, pad_w, 0, pad_h)).unsqueeze(-1)
+    if shift_size:
+        qkv, kept = (x.roll((-shift_size, -shift_size), dims=(1, 2)) for x in (qkv, kept))
+    windows, padded = window_partition(qkv, window_size)
     n, tokens, _ = windows.shape
     q, k, v = windows.view(n, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-    alone = torch.eye(tokens, dtype=torch.bool, device=qkv.device) & ~seen.any(dim=1, keepdim=True)
-    hidden = ~(seen.transpose(1, 2) | alone)
+    visible = window_partition(kept, window_size)[0].transpose(1, 2)
+    if shift_size:
+        # What the roll brought together stays apart.
+        apart = shifted_window_mask(padded, window_size, shift_size, qkv.device, torch.float32)
+        visible = (visible.unflatten(0, (batch, -1)) & (apart == 0)).flatten(0, 1)
+    alone = torch.eye(tokens, dtype=torch.bool, device=qkv.device) & ~visible.any(dim=2, keepdim=True)
     index = relative_position_index(window_size, qkv.device)
     bias = table[index.flatten()].view(tokens, tokens, num_heads).permute(2, 0, 1).to(q.dtype)
-    mask = bias.expand(n, -1, -1, -1).masked_fill(hidden.unsqueeze(1), -math.inf)
+    mask = bias.expand(n, -1, -1, -1).masked_fill(~(visible | alone).unsqueeze(1), -math.inf)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    size = (height + before, width + before)
-    out = window_unpartition(out.transpose(1, 2).flatten(2), window_size, padded, size)
-    return out[:, before:, before:]
+    out = window_unpartition(out.transpose(1, 2).flatten(2), window_size, padded, padded)
+    if shift_size:
+        out = out.roll((shift_size, shift_size), dims=(1, 2))
+    return out[:, :height, :width]
