@@ -18,6 +18,7 @@ def shrink(cfg: CfgNode) -> CfgNode:
     sparse.PRUNING_RATIOS = [ratios[:depth] for ratios, depth in zip(sparse.PRUNING_RATIOS, sparse.DEPTHS)]
     # Published places are those of more blocks.
     model.DYNAMIC_SWIN.PREDICTOR_BLOCKS = [1]
+    model.SVIT_GATED_SWIN.DENSE_BLOCKS = 1
     model.DEVICE, model.FPN.OUT_CHANNELS = "cpu", 16
     model.RPN.PRE_NMS_TOPK_TRAIN = model.RPN.PRE_NMS_TOPK_TEST = 50
     model.RPN.POST_NMS_TOPK_TRAIN = model.RPN.POST_NMS_TOPK_TEST = 20

@@ -101,8 +101,9 @@ def test_there_are_twins_of_every_main_variant() -> None:
             assert f"COCO-Detection/retinanet_{size}_fpn_{schedule}" in PAIRS
         for size in ("dat_t", "dat_s"):
             assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_{schedule}" in PAIRS
-    for size in ("dynamic_swin_t", "dynamic_swin_s", "sparse_vit_t", "sparse_vit_s"):
-        assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_3x" in PAIRS
+    for kind in ("dynamic_swin", "sparse_vit", "svit_gated_swin"):
+        for size in (f"{kind}_t", f"{kind}_s"):
+            assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_3x" in PAIRS
     for size in (*sizes, "spt_t12"):
         assert f"BDD100K-Detection/faster_rcnn_{size}_fpn_3x" in PAIRS
 

@@ -161,8 +161,10 @@ def stage_rows(model: nn.Module) -> list[dict[str, Any]]:
     rows = []
     for number, stage in enumerate(getattr(network, "layers", [network]), start=1):
         blocks = list(stage.blocks)
-        packed = sum(isinstance(block, SelectPackBlock) for block in blocks)
-        kind = "select and pack" if packed == len(blocks) else f"{packed} select and pack" if packed else "dense"
+        deciding = [block for block in blocks if takes_decisions(block)]
+        kind = "select and pack" if any(isinstance(block, SelectPackBlock) for block in deciding) else "select"
+        if len(deciding) < len(blocks):
+            kind = f"{len(deciding)} {kind}" if deciding else "dense"
         rows.append(
             {
                 "stage": number,

@@ -10,7 +10,8 @@ from spt_d2.layers.dynamic_block import DynamicBlock, merge
 from spt_d2.layers.patch import PatchMerging
 from spt_d2.layers.stage import run_block
 from spt_d2.layers.token_predictor import TokenPredictor
-from spt_d2.ops.dynamic_selection import DynamicSelection, hard_gumbel
+from spt_d2.ops.dynamic_selection import DynamicSelection
+from spt_d2.ops.gumbel import hard_gumbel
 from spt_d2.ops.selection import select_tokens
 
 

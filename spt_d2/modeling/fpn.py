@@ -15,6 +15,7 @@ from spt_d2.modeling.backbone import (
     build_dynamic_swin_backbone,
     build_sparse_vit_backbone,
     build_spt_backbone,
+    build_svit_gated_swin_backbone,
     build_swin_backbone,
 )
 from spt_d2.ops.selection import BlockSelection
@@ -140,3 +141,15 @@ def build_sparse_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Selec
 def build_retinanet_sparse_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
     """SparseViT with FPN levels up to p7."""
     return _fpn(cfg, build_sparse_vit_backbone(cfg, input_shape), retinanet=True)
+
+
+@BACKBONE_REGISTRY.register()
+def build_svit_gated_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
+    """Swin with SViT's gates, with FPN levels p2 to p6."""
+    return _fpn(cfg, build_svit_gated_swin_backbone(cfg, input_shape), retinanet=False)
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_svit_gated_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectionFPN:
+    """Swin with SViT's gates, with FPN levels up to p7."""
+    return _fpn(cfg, build_svit_gated_swin_backbone(cfg, input_shape), retinanet=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spt_d2.ops.selection import BlockSelection, select_tokens
+from spt_d2.ops.selection import BlockSelection
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,6 @@ class DynamicSelection(BlockSelection):
     target: float
     leads: bool
     distillation: Tensor | None = None
-
-
-def hard_gumbel(score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Sample one decision per token: the straight-through Gumbel-Softmax over keep and skip, at temperature 1.
-
-    Args:
-        score: (B, H, W) log-odds of keeping.
-        valid: (B, H, W) bool; tokens that are not valid are never kept, and have no slope.
-
-    Returns:
-        keep_mask (B, H, W) bool, and policy (B, H, W): exactly 0 or 1, with the slope of the relaxed decision.
-    """
-    # Of two classes the more probable one after the noise: the border lies at one half.
-    keep_mask, soft = select_tokens(score, valid, threshold=0.5, noise="logistic")
-    slope = torch.where(valid, soft - soft.detach(), 0.0)
-    return keep_mask, keep_mask.to(soft.dtype) + slope
 
 
 def keep_ratio_loss(policy: Tensor, valid: Tensor, target: float) -> Tensor:

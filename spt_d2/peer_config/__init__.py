@@ -9,6 +9,6 @@ pixels at which its decisions are judged.
 
 from types import ModuleType
 
-from spt_d2.peer_config import dat, dynamic_swin, sparse_vit
+from spt_d2.peer_config import dat, dynamic_swin, sparse_vit, svit_gated_swin
 
-PEERS: tuple[ModuleType, ...] = (dat, dynamic_swin, sparse_vit)
+PEERS: tuple[ModuleType, ...] = (dat, dynamic_swin, sparse_vit, svit_gated_swin)

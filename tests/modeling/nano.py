@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spt_d2.config import add_spt_config
-from spt_d2.modeling import DAT, SPT, DynamicSwin, SparseViT, Swin, ViT
+from spt_d2.modeling import DAT, SPT, DynamicSwin, SparseViT, SvitGatedSwin, Swin, ViT
 from spt_d2.peer_config import PEERS
 
 SIZES = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4, "mlp_ratio": 2.0}
@@ -52,6 +52,19 @@ def nano_sparse_vit(dtype: torch.dtype = torch.float64, **values) -> SparseViT:
     return reference.randomise_(SparseViT(**{**SIZES, "drop_path_rate": 0.0, **ratios, **values})).to(dtype)
 
 
+def nano_svit_gated_swin(dtype: torch.dtype = torch.float64, **values) -> SvitGatedSwin:
+    """Swin with SViT's gates, which keep some tokens and not others: two in each of the last stages."""
+    sizes = {**SIZES, "depths": (1, 1, 3, 2), "dense_blocks": 1, "drop_path_rate": 0.0}
+    model = reference.randomise_(SvitGatedSwin(**{**sizes, **values})).to(dtype)
+    gates = [module for name, module in model.named_modules() if name.endswith(".gate")]
+    probe = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for i, gate in enumerate(gates):
+        # One after the other, for each changes what the next ones see.
+        _, selections = model.eval().forward_with_selections(probe)
+        gate.fc2.bias.data[0] -= selections[i].score.median().item()
+    return model.train()
+
+
 def nano_vit(dtype: torch.dtype = torch.float64, **values) -> ViT:
     """A plain ViT, whose gates keep some tokens and not others where it has any."""
     model = ViT(**{**VIT_SIZES, "drop_path_rate": 0.0, "threshold": 0.5, "window_size": 4, **values})
@@ -78,6 +91,8 @@ def nano_cfg(backbone: str, meta_architecture: str = "SelectionGeneralizedRCNN")
     cfg.MODEL.SPARSE_VIT.PRUNING_RATIOS = [[0.3], [0.0], [0.2, 0.4], [0.5]]
     # A stage of one block has no deformable one.
     cfg.MODEL.DAT.DEPTHS, cfg.MODEL.DAT.GROUPS = [1, 1, 2, 2], [1, 1, 2, 2]
+    svit = cfg.MODEL.SVIT_GATED_SWIN
+    svit.DEPTHS, svit.DENSE_BLOCKS = [1, 1, 4, 1], 1
     vit = cfg.MODEL.VIT
     vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.SPA_BLOCKS = 16, 3, 2, [1, 2]
     vit.MLP_RATIO, vit.DROP_PATH_RATE, vit.PRETRAIN_IMAGE_SIZE = 2.0, 0.0, 64

@@ -31,6 +31,9 @@ BUILDERS = [
     "build_sparse_vit_backbone",
     "build_sparse_vit_fpn_backbone",
     "build_retinanet_sparse_vit_fpn_backbone",
+    "build_svit_gated_swin_backbone",
+    "build_svit_gated_swin_fpn_backbone",
+    "build_retinanet_svit_gated_swin_fpn_backbone",
 ]
 META_ARCHITECTURES = [
     "MultiLabelClassifier",
@@ -56,6 +59,7 @@ def test_public_names_are_pinned():
         "Swin",
         "ViT",
         "DynamicSwin",
+        "SvitGatedSwin",
         "SelectionFPN",
         *META_ARCHITECTURES,
         "SelectionSimplePyramid",
@@ -111,6 +115,7 @@ SHARED_KEYS = {
     "USE_CHECKPOINT": (True, lambda b: b.layers[2].use_checkpoint and b.layers[0].use_checkpoint),
 }
 OPTION_KEYS = {
+    "PACKING": "padded",
     "GATE": "per_stage",
     "GATING": "sigmoid",
     "SELECT": "topk",
@@ -172,7 +177,20 @@ SPARSE_VIT_KEYS = {
     "SAMPLE_RATIOS": (True, lambda b: bool(b.layers[0].sampled_from)),
     "RATIO_CHOICES": ([0.0, 0.5], lambda b: list(b.ratio_choices)),
 }
-PEER_KEYS = {"DAT": DAT_KEYS, "DYNAMIC_SWIN": DYNAMIC_SWIN_KEYS, "SPARSE_VIT": SPARSE_VIT_KEYS}
+SVIT_GATED_SWIN_KEYS = {
+    # Stage 3 with a dense block and gates after it.
+    "DEPTHS": ([1, 2, 5, 1], SHARED_KEYS["DEPTHS"][1]),
+    "GATED_STAGES": ([3], lambda b: list(b.gated_stages)),
+    "DENSE_BLOCKS": (0, lambda b: b.dense_blocks),
+    "KEEP_RATIOS": ([0.6], lambda b: list(b.keep_ratios)),
+    "BUDGET_WEIGHT": (3.0, lambda b: b.budget_weight),
+}
+PEER_KEYS = {
+    "DAT": DAT_KEYS,
+    "DYNAMIC_SWIN": DYNAMIC_SWIN_KEYS,
+    "SPARSE_VIT": SPARSE_VIT_KEYS,
+    "SVIT_GATED_SWIN": SVIT_GATED_SWIN_KEYS,
+}
 # Keys of the meta-architecture, tested with it.
 SUPERVISION_KEYS = {"LOSS_WEIGHT", "LOSS_REDUCTION", "POS_WEIGHT", "SUPERVISE", "RETURN_SELECTIONS", "LOG_PERIOD"}
 

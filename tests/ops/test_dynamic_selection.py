@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spt_d2.ops.dynamic_selection import hard_gumbel, keep_ratio_loss, map_distance
+from spt_d2.ops.dynamic_selection import keep_ratio_loss, map_distance
+from spt_d2.ops.gumbel import hard_gumbel
 from tests import reference
 
 

@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from spt_d2.modeling import DAT, SPT, DynamicSwin, SparseViT, Swin
+from spt_d2.modeling import DAT, SPT, DynamicSwin, SparseViT, SvitGatedSwin, Swin
 
 _tiny = dict(embed_dim=96, num_heads=[3, 6, 12, 24], drop_path_rate=0.2, out_features=["res2", "res3", "res4", "res5"])
 _base = {**_tiny, "embed_dim": 128, "num_heads": [4, 8, 16, 32]}
@@ -32,6 +32,9 @@ sparse_vit_s = L(SparseViT)(**_tiny, depths=[2, 2, 18, 2])
 # DAT at its published depths.
 dat_t = L(DAT)(**_tiny, depths=[2, 2, 6, 2])
 dat_s = L(DAT)(**_tiny, depths=[2, 2, 18, 2])
+# SViT's gates, on the depths of Swin.
+svit_gated_swin_t = L(SvitGatedSwin)(**_tiny, depths=[2, 2, 6, 2])
+svit_gated_swin_s = L(SvitGatedSwin)(**_tiny, depths=[2, 2, 18, 2])
 
 # The paper read literally, where the defaults differ: arguments of SPT, and of the meta-architecture.
 literal = dict(gating="sigmoid", threshold=0.01, noise="logistic", segment="shared", proj_tokens="all")

@@ -59,6 +59,7 @@ def test_training_gives_finite_losses_and_a_gradient_for_every_parameter(meta_ar
     expected = {"loss_select_stage2", "loss_select_stage3", "loss_select_stage4"} if selects else set()
     assert {name for name in losses if "select" in name} == expected
     assert ("loss_keep_ratio" in losses) == (kind == "dynamic_swin" and meta_architecture in OURS)
+    assert ("loss_budget" in losses) == (kind == "svit_gated_swin" and meta_architecture in OURS)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name

@@ -1,0 +1,11 @@
+"""SViT's gates, nano: the twin of configs/Shapes-InstanceSegmentation/mask_rcnn_svit_gated_swin_nano_fpn.yaml."""
+
+from spt_d2 import get_config
+
+from .mask_rcnn_spt_nano_fpn_shapes import dataloader, lr_multiplier, model, optimizer, train
+
+__all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
+
+model.backbone.bottom_up = get_config("common/models/backbones.py").svit_gated_swin_t
+model.backbone.bottom_up.update(embed_dim=32, num_heads=[2, 4, 8, 16], drop_path_rate=0.0)
+train.output_dir = "output/svit-gated-swin-lazy"
