@@ -19,6 +19,7 @@ from typing import Any
 
 from spt_d2.analysis import macs as macs_module
 from spt_d2.analysis import nominal_macs
+from spt_d2.analysis.hierarchy_macs import has_own_ratios
 from spt_d2.analysis.model_report import (
     COUNTS,
     DataSetCost,
@@ -81,7 +82,12 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     model = config.build_model("meta")
     record: dict[str, Any] = {"config": args.config_file, "image_size": args.image_size}
     dense = not selects(model)
-    record["keep_ratio"] = 1.0 if dense or args.keep_ratio is None else plain_keep_ratio(args.keep_ratio)
+    own = not dense and args.keep_ratio is None and has_own_ratios(bottom_up(model))
+    if own:
+        # One for each block.
+        record["keep_ratio"] = None
+    else:
+        record["keep_ratio"] = 1.0 if dense or args.keep_ratio is None else plain_keep_ratio(args.keep_ratio)
     record |= {"parameters": parameter_counts(model), "macs": None}
     if "structure" in args.tasks:
         rows = stage_rows(model)
@@ -99,13 +105,12 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
             record |= report_data_set(data_set_cost(config, args), args.dataset)
         else:
             height, width = args.image_size
-            keep_ratio = 1.0 if args.keep_ratio is None else args.keep_ratio
-            counted = nominal_macs(bottom_up(model), (height, width), keep_ratio)
-            ratio = "dense backbone" if dense else f"keep ratio {record['keep_ratio']}"
+            counted = nominal_macs(bottom_up(model), (height, width), args.keep_ratio)
+            ratio = "dense backbone" if dense else "its own ratios" if own else f"keep ratio {record['keep_ratio']}"
             print(f"Backbone at {height} x {width} pixels, {ratio}, 10^9 multiply-adds:\n")
             print(text_table(HEADER, macs_rows(counted)))
             record["macs"] = counted.as_dict()
-            if not dense and args.keep_ratio is None:
+            if not dense and not own and args.keep_ratio is None:
                 print("\nNo keep ratio was given: this is the most that it can cost, with everything kept.")
     return record
 

@@ -26,7 +26,7 @@ def _(block: DynamicBlock, grid_size: tuple[int, int], tokens: BlockTokens | Non
     if tokens is None:
         raise ValueError(
             f"backbone_macs(kept=) expects the tokens of every block after a predictor. Got none for {place}.\n"
-            "HINT: image_macs reads them off a selection, nominal_macs assumes a ratio, inference_macs knows the own."
+            "HINT: image_macs reads them off a selection, nominal_macs assumes a ratio or takes the own."
         )
     dense = block_macs.dispatch(SwinBlock)(block, grid_size, None, place).dense
     total = grid_size[0] * grid_size[1]
@@ -50,24 +50,6 @@ def _(stage: DynamicStage, grid_size: tuple[int, int]) -> Macs:
 def _linears(module: nn.Module, tokens: float) -> float:
     """Of all linear layers in a module, each over so many tokens."""
     return sum(linear_macs(layer, tokens) for layer in module.modules() if isinstance(layer, nn.Linear))
-
-
-def inference_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:
-    """
-    :func:`~spt_d2.analysis.hierarchy_macs.backbone_macs` at the backbone's own ratios: what each image costs.
-
-    Args:
-        backbone: :class:`~spt_d2.modeling.backbone.DynamicSwin`, or a pyramid over it.
-        tensor_size: (height, width) in pixels.
-    """
-    stage, grid_size = _stage(backbone, tensor_size)
-    ratios = {i: stage.keep_ratio_of(i) for i in range(len(stage.blocks))}
-    kept = {
-        (stage.stage, i): nominal_tokens(stage.blocks[i], grid_size, ratio)
-        for i, ratio in ratios.items()
-        if ratio is not None
-    }
-    return backbone_macs(backbone, tensor_size, kept)
 
 
 def training_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:

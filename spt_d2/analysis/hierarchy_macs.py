@@ -99,7 +99,7 @@ def image_macs(backbone: nn.Module, selection: ImageSelection) -> BackboneMacs:
 def nominal_macs(
     backbone: nn.Module,
     tensor_size: tuple[int, int],
-    keep_ratio: float | Mapping[int, float],
+    keep_ratio: float | Mapping[int, float] | None,
     fullest: float | Mapping[int, float] | None = None,
 ) -> BackboneMacs:
     """
@@ -111,7 +111,8 @@ def nominal_macs(
     Args:
         backbone: see :func:`backbone_macs`.
         tensor_size: (height, width) in pixels.
-        keep_ratio: in [0, 1], one for all stages or ``{stage: keep_ratio}``.
+        keep_ratio: in [0, 1], one for all stages or ``{stage: keep_ratio}``. None: for each block its own, which
+            stages of fixed ratios say in ``keep_ratio_of(block)``; everything where there is none.
         fullest: likewise, of the fullest image of the batch. Read under ``packing="padded"``, where the image executes
             what that one does; None: the image itself is the fullest, as in a batch of one.
 
@@ -124,12 +125,23 @@ def nominal_macs(
     for number, stage in enumerate(_stages(hierarchy), start=1):
         for i, block in enumerate(stage.blocks):
             if takes_decisions(block):
-                kept[number, i] = nominal_tokens(block, (height, width), _stage_ratio(keep_ratio, number))
+                ratio = _own_ratio(stage, i) if keep_ratio is None else _stage_ratio(keep_ratio, number)
+                kept[number, i] = nominal_tokens(block, (height, width), ratio)
                 if fullest is not None and isinstance(block, SelectPackBlock) and block.options.packing == "padded":
                     most = nominal_tokens(block, (height, width), _stage_ratio(fullest, number))
                     kept[number, i] = _padded_to(kept[number, i], most)
         height, width = -(-height // 2), -(-width // 2)
     return backbone_macs(hierarchy, tensor_size, kept)
+
+
+def has_own_ratios(backbone: nn.Module) -> bool:
+    """Whether the backbone itself says how many tokens its blocks keep, whatever is in the image."""
+    return any(hasattr(stage, "keep_ratio_of") for stage in _stages(_hierarchy(backbone)))
+
+
+def _own_ratio(stage: Any, block: int) -> float:
+    ratio = stage.keep_ratio_of(block) if hasattr(stage, "keep_ratio_of") else None
+    return 1.0 if ratio is None else ratio
 
 
 def _padded_to(tokens: BlockTokens, most: BlockTokens) -> BlockTokens:

@@ -25,7 +25,7 @@ def _(block: GatedSwinBlock, grid_size: tuple[int, int], tokens: BlockTokens | N
     if tokens is None:
         raise ValueError(
             f"backbone_macs(kept=) expects the tokens of every block with a gate. Got none for {place}.\n"
-            "HINT: image_macs reads them off a selection, nominal_macs assumes a ratio, inference_macs the targets."
+            "HINT: image_macs reads them off a selection, nominal_macs assumes a ratio or takes the targets."
         )
     dense = block_macs.dispatch(SwinBlock)(block, grid_size, None, place).dense
     total = grid_size[0] * grid_size[1]
@@ -41,19 +41,6 @@ def _(block: GatedSwinBlock, grid_size: tuple[int, int], keep_ratio: float) -> B
     return BlockTokens.of_layout(block.attn.layout(even_mask(grid_size, keep_ratio)))
 
 
-def inference_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:
-    """
-    :func:`~spt_d2.analysis.hierarchy_macs.backbone_macs` where every gate keeps its target, evenly spread.
-
-    Args:
-        backbone: :class:`~spt_d2.modeling.backbone.SvitGatedSwin`, or a pyramid over it.
-        tensor_size: (height, width) in pixels.
-    """
-    gates = _gates(backbone, tensor_size)
-    kept = {place: nominal_tokens(block, grid_size, target) for place, block, grid_size, target in gates}
-    return backbone_macs(backbone, tensor_size, kept)
-
-
 def training_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:
     """
     The forward pass of training: a block computes all tokens, and all pairs of its windows.
@@ -63,7 +50,7 @@ def training_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:
         tensor_size: (height, width) in pixels.
     """
     kept = {}
-    for place, block, (height, width), _ in _gates(backbone, tensor_size):
+    for place, block, (height, width) in _gates(backbone, tensor_size):
         window = block.attn.window_size
         pairs = -(-height // window) * -(-width // window) * window**4
         kept[place] = BlockTokens(height * width, pairs, pairs)
@@ -72,11 +59,11 @@ def training_macs(backbone: Any, tensor_size: tuple[int, int]) -> BackboneMacs:
 
 def _gates(
     backbone: Any, tensor_size: tuple[int, int]
-) -> Iterator[tuple[tuple[int, int], GatedSwinBlock, tuple[int, int], float]]:
-    """(stage, block), the block, (H, W) of its grid and its target, for each block with a gate."""
+) -> Iterator[tuple[tuple[int, int], GatedSwinBlock, tuple[int, int]]]:
+    """(stage, block), the block and (H, W) of its grid, for each block with a gate."""
     for number, stage in enumerate(getattr(backbone, "bottom_up", backbone).layers, start=1):
         stride = 2 ** (number + 1)
         grid_size = (-(-tensor_size[0] // stride), -(-tensor_size[1] // stride))
-        for i, target in enumerate(getattr(stage, "targets", ())):
-            if target is not None:
-                yield (number, i), stage.blocks[i], grid_size, target
+        for i, block in enumerate(stage.blocks):
+            if isinstance(block, GatedSwinBlock):
+                yield (number, i), block, grid_size

@@ -53,6 +53,10 @@ class GatedStage(nn.Module):
             self.blocks.append(kind(dim, num_heads, window_size, shift, drop_path=drop_path[i], **block))
         self.downsample = PatchMerging(dim) if downsample else None
 
+    def keep_ratio_of(self, block: int) -> float | None:
+        """The share of tokens that a block's gate should keep; None for a dense block."""
+        return self.targets[block]
+
     def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[BudgetSelection]]:
         """
         Args:

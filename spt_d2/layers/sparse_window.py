@@ -136,6 +136,10 @@ class SparseWindowStage(nn.Module):
         )
         self.downsample = PatchMerging(dim) if downsample else None
 
+    def keep_ratio_of(self, block: int) -> float | None:
+        """The share of windows that a block runs; None for one that runs them all."""
+        return 1.0 - self.pruning_ratios[block] if self.pruning_ratios[block] else None
+
     def forward(
         self, x: Tensor, stride: int, image_sizes: Sequence[tuple[int, int]] | None = None
     ) -> tuple[Tensor, list[WindowSelection]]:

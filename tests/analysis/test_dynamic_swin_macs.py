@@ -10,7 +10,7 @@ from tests.modeling.nano import SIZES as NANO
 from tests.modeling.nano import nano_dynamic_swin
 
 from spt_d2.analysis import backbone_macs, image_macs, nominal_macs  # isort: skip
-from spt_d2.analysis.dynamic_swin_macs import inference_macs, training_macs  # isort: skip
+from spt_d2.analysis.dynamic_swin_macs import training_macs  # isort: skip
 from spt_d2.modeling import DynamicSwin, Swin  # isort: skip
 from spt_d2.ops.selection import split_selections  # isort: skip
 
@@ -36,14 +36,14 @@ def test_executed_is_half_of_torchs_flops_at_inference(places):
     total, selections = counted(model, SMALL)
     (image,) = split_selections(selections, [SMALL], SMALL)
     assert image_macs(model, image).executed == image_macs(model, image).useful == total
-    assert inference_macs(model, SMALL).as_dict() == image_macs(model, image).as_dict()
+    assert nominal_macs(model, SMALL, None).as_dict() == image_macs(model, image).as_dict()
 
 
 @pytest.mark.parametrize("places", [(0,), (1, 2, 4), (5,)], ids=str)
 def test_the_cost_of_training_is_half_of_torchs_flops_in_training(places):
     model = nano_dynamic_swin(torch.float32, predictor_blocks=places).train()
     total, _ = counted(model, SMALL)
-    assert training_macs(model, SMALL).executed == total > inference_macs(model, SMALL).executed
+    assert training_macs(model, SMALL).executed == total > nominal_macs(model, SMALL, None).executed
 
 
 def test_padding_takes_the_light_ffn_and_is_counted_so():
@@ -51,7 +51,9 @@ def test_padding_takes_the_light_ffn_and_is_counted_so():
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         _, selections = model.forward_with_selections(torch.zeros(1, 3, *SMALL), [(70, 40)])
     (image,) = split_selections(selections, [(70, 40)], SMALL)
-    assert image_macs(model, image).executed == counter.get_total_flops() / 2 < inference_macs(model, SMALL).executed
+    assert (
+        image_macs(model, image).executed == counter.get_total_flops() / 2 < nominal_macs(model, SMALL, None).executed
+    )
 
 
 def test_dense_is_swin_and_everything_kept_costs_the_predictors_more():
@@ -75,7 +77,7 @@ def test_real_sizes_cost_what_a_calculation_by_hand_says(size, parameters, train
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.006)
     image = (800, 1280)
     assert training_macs(model, image).executed / 1e9 == pytest.approx(training, abs=0.06)
-    assert inference_macs(model, image).executed / 1e9 == pytest.approx(inference, abs=0.06)
+    assert nominal_macs(model, image, None).executed / 1e9 == pytest.approx(inference, abs=0.06)
     assert training_macs(model, image).dense / 1e9 == pytest.approx(dense, abs=0.06)
     # By hand, of what differs from Swin.
     c, n = 4 * width, 4000
@@ -83,7 +85,7 @@ def test_real_sizes_cost_what_a_calculation_by_hand_says(size, parameters, train
     skipped = [1 - model.layers[2].keep_ratio_of(i) for i in range(places[0], depth)]
     extra = training_macs(model, image).executed - training_macs(model, image).dense
     assert extra == predictors + (depth - places[0]) * c * c * n
-    saved = training_macs(model, image).dense - inference_macs(model, image).executed
+    saved = training_macs(model, image).dense - nominal_macs(model, image, None).executed
     assert saved == pytest.approx(sum(skipped) * n * 7 * c * c - predictors, rel=1e-12)
 
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spt_d2.analysis import backbone_macs, image_macs, nominal_macs
 from spt_d2.analysis.model_report import selects
-from spt_d2.analysis.svit_gated_swin_macs import inference_macs, training_macs
+from spt_d2.analysis.svit_gated_swin_macs import training_macs
 from spt_d2.ops.selection import split_selections
 
 pytest.importorskip("detectron2")
@@ -51,14 +51,16 @@ def test_training_macs_equal_torchs_counter_whatever_is_kept(size):
 def test_inference_at_the_targets_is_nominal_where_they_are_one():
     model = build(keep_ratios=(0.4,))
     for name, macs in nominal_macs(model, SIZE, 0.4).by_stage.items():
-        assert inference_macs(model, SIZE).by_stage[name] == macs
+        assert nominal_macs(model, SIZE, None).by_stage[name] == macs
 
 
 def test_dense_is_swins():
     with torch.device("meta"):
         swin = Swin(depths=(2, 2, 6, 2))
     assert (
-        inference_macs(build(), SIZE).dense == training_macs(build(), SIZE).dense == nominal_macs(swin, SIZE, 1).dense
+        nominal_macs(build(), SIZE, None).dense
+        == training_macs(build(), SIZE).dense
+        == nominal_macs(swin, SIZE, 1).dense
     )
 
 
@@ -68,7 +70,7 @@ def test_dense_is_swins():
 )
 def test_costs_of_the_published_sizes(depths, dense, inference, training):
     model = build(depths)
-    found = inference_macs(model, (800, 1280))
+    found = nominal_macs(model, (800, 1280), None)
     assert round(found.dense / 1e9, 1) == dense and round(found.executed / 1e9, 1) == inference
     assert round(training_macs(model, (800, 1280)).executed / 1e9, 1) == training
 
