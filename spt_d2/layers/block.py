@@ -52,9 +52,16 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
-        return chunked.swin_block(self, x) if x.is_cpu else self.whole_map(x)
+    def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
+        """
+        Args:
+            x: (B, H, W, C).
+            in_place: whether the result may be written into ``x``, where that is faster: at inference on a CPU.
+
+        Returns:
+            (B, H, W, C).
+        """
+        return chunked.swin_block(self, x, in_place) if x.is_cpu else self.whole_map(x)
 
     def whole_map(self, x: Tensor) -> Tensor:
         """:meth:`forward` over all windows at once."""

@@ -59,8 +59,8 @@ def channels_first(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return out
 
 
-def swin_block(block: "SwinBlock", x: Tensor) -> Tensor:
-    """:meth:`SwinBlock.whole_map`, (B, H, W, C) to the same, a few windows at a time."""
+def swin_block(block: "SwinBlock", x: Tensor, in_place: bool = False) -> Tensor:
+    """:meth:`SwinBlock.whole_map`, (B, H, W, C) to the same, a few windows at a time; at inference on request into x."""
     attn = block.attn
     step = max(chunk_tokens(block.mlp.fc1.out_features) // attn.window_size**2, 1)
     plan = window_plan(*x.shape[:3], attn.window_size, attn.shift_size, step, x.device)
@@ -68,7 +68,7 @@ def swin_block(block: "SwinBlock", x: Tensor) -> Tensor:
     # An image's branch is dropped whole, whichever chunks its windows are in.
     factors = [block.drop_path.sample(x.shape[0], x) for _ in range(2)]
     if runs_in_chunks(block, x):
-        out = torch.empty_like(tokens)
+        out = tokens if in_place else torch.empty_like(tokens)
         for chunk in plan.chunks:
             out.index_copy_(0, chunk.places, _run(block, tokens.index_select(0, chunk.places), chunk, bias))
         return out.view(x.shape)

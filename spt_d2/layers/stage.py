@@ -49,8 +49,10 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C), before the merging."""
-        for block in self.blocks:
-            x = run_block(block, self.use_checkpoint, x)
+        for i, block in enumerate(self.blocks):
+            # What the first block is given is others'; a map for every block would be mapped into memory anew each time.
+            in_place = i > 0 and not is_watched(self.blocks[i - 1], block)
+            x = run_block(block, self.use_checkpoint, x, in_place)
         return x
 
 
@@ -127,6 +129,11 @@ class SelectPackStage(nn.Module):
                 )
             )
         return x, selections
+
+
+def is_watched(before: nn.Module, after: nn.Module) -> bool:
+    """Whether a hook may have kept the tensor that one module gave and the other is given."""
+    return bool(before._forward_hooks or after._forward_pre_hooks)
 
 
 def run_block(block: nn.Module, use_checkpoint: bool, *inputs: Any) -> Any:

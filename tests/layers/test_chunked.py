@@ -8,6 +8,7 @@ from spt_d2.layers import chunked
 from spt_d2.layers.block import SelectPackBlock, SwinBlock
 from spt_d2.layers.patch import PatchEmbed, PatchMerging
 from spt_d2.layers.select_pack_attention import SelectPackOptions
+from spt_d2.layers.stage import SwinStage
 
 SIZES = [(14, 21), (13, 20), (7, 7), (3, 5), (1, 1), (29, 2)]
 
@@ -134,3 +135,39 @@ def test_a_chunk_is_as_large_as_the_cache_allows_and_no_smaller_than_pays():
     with torch.no_grad():
         assert chunked.chunk_tokens(384) == 1562 and chunked.chunk_tokens(3072) == 1024
     assert chunked.chunk_tokens(384) == 3136
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_block_in_place_gives_the_same_where_it_was_given(chunk, size):
+    block = randomised(SwinBlock(8, 2, 7, 3))
+    x = torch.randn(2, *size, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = block(x)
+        out = block(x, in_place=True)
+    assert torch.equal(out, expected) and out.data_ptr() == x.data_ptr()
+    # Not in training, where the backward pass needs what was given.
+    x = torch.randn(2, *size, 8, dtype=torch.float64, requires_grad=True)
+    before = x.detach().clone()
+    block(x, in_place=True).sum().backward()
+    assert torch.equal(x, before)
+
+
+def test_a_stage_writes_over_nothing_that_others_may_hold():
+    torch.manual_seed(0)
+    stage = SwinStage(dim=8, depth=4, num_heads=2, window_size=7, drop_path=[0.0] * 4, downsample=False).eval()
+    x = torch.randn(1, 14, 14, 8)
+    before, given, kept = x.clone(), [], []
+    with torch.no_grad():
+        expected = [x]
+        for block in stage.blocks:
+            expected.append(block(expected[-1]))
+        torch.testing.assert_close(stage(x), expected[-1])
+        handles = [block.register_forward_hook(lambda _, inputs, output: kept.append(output)) for block in stage.blocks]
+        stage(x)
+        for handle in handles:
+            handle.remove()
+        handles = [block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for block in stage.blocks]
+        stage(x)
+    assert torch.equal(x, before)
+    for tensor, wanted in zip([*kept, *given], [*expected[1:], *expected[:-1]], strict=True):
+        torch.testing.assert_close(tensor, wanted)
