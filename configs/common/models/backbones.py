@@ -30,6 +30,25 @@ dynamic_swin_s = L(DynamicSwin)(**_tiny, depths=[2, 2, 18, 2], predictor_blocks=
 sparse_vit_t = L(SparseViT)(**_tiny, depths=[2, 2, 6, 2])
 sparse_vit_s = L(SparseViT)(**_tiny, depths=[2, 2, 18, 2])
 
-# The paper read literally, where the defaults differ: arguments of SPT, and of the meta-architecture.
-literal = dict(gating="sigmoid", threshold=0.01, noise="logistic", segment="shared", proj_tokens="all")
-literal_loss = dict(loss_weight=0.01, loss_reduction="sum")
+# The paper read literally, every value of it: arguments of SPT, and of the meta-architecture. The twin of
+# Base-literal.yaml.
+literal = dict(
+    window_size=7,
+    spa_stages=[3, 4],
+    multi_scale=True,
+    gate="per_block",
+    gating="sigmoid",
+    select="gate",
+    token_budget=0,
+    threshold=0.01,
+    tau=1.0,
+    noise="logistic",
+    order="window",
+    segment="shared",
+    container_size=0,
+    packing="containers",
+    position="none",
+    proj_tokens="all",
+    ffn_tokens="all",
+)
+literal_loss = dict(loss_weight=0.01, loss_reduction="sum", pos_weight=1.0, supervise=True)
