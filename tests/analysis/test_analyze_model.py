@@ -15,7 +15,7 @@ from spt_d2.ops.selection import split_selections
 from tests.conftest import ROOT, load_program
 
 NANO = ROOT / "configs" / "Shapes-InstanceSegmentation"
-LEAF = ROOT / "projects" / "SPT" / "configs" / "mask_rcnn_spt_nano_fpn_shapes.py"
+LEAF = ROOT / "projects" / "SPT" / "configs" / "Shapes-InstanceSegmentation" / "mask_rcnn_spt_nano_fpn_demo.py"
 
 
 @pytest.fixture(scope="module")

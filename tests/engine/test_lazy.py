@@ -19,7 +19,7 @@ from spt_d2.engine.optimizer import build_optimizer
 
 from .conftest import LAZY_TRAIN_NET, ROOT, assert_same, metrics, predictions, run_here
 
-LEAF = ROOT / "projects" / "SPT" / "configs" / "mask_rcnn_spt_nano_fpn_shapes.py"
+LEAF = ROOT / "projects" / "SPT" / "configs" / "Shapes-InstanceSegmentation" / "mask_rcnn_spt_nano_fpn_demo.py"
 
 
 @pytest.fixture(scope="module")

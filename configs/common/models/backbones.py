@@ -26,6 +26,7 @@ swin_b28 = L(Swin)(**_base, depths=[2, 2, 22, 2])
 # Peers. DynamicSwin at the places published.
 dynamic_swin_t = L(DynamicSwin)(**_tiny, depths=[2, 2, 6, 2], predictor_blocks=[1, 2, 3])
 dynamic_swin_s = L(DynamicSwin)(**_tiny, depths=[2, 2, 18, 2], predictor_blocks=[2, 4, 6])
+dynamic_swin_b = L(DynamicSwin)(**_base, depths=[2, 2, 18, 2], predictor_blocks=[2, 4, 6])
 # SparseViT at the ratios published for T; S has as many in stage 3, spread over its blocks.
 sparse_vit_t = L(SparseViT)(**_tiny, depths=[2, 2, 6, 2])
 sparse_vit_s = L(SparseViT)(**_tiny, depths=[2, 2, 18, 2])
