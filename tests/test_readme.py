@@ -34,7 +34,11 @@ def test_readme_is_short_enough_to_be_read():
     assert len(README.splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", ["README.md", "INSTALL.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md"])
+FOLDERS = ("", "datasets", "docs", "projects/SPT", "results")
+PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
     for target in targets:
