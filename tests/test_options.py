@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -61,19 +62,35 @@ def test_every_key_has_a_comment_and_every_key_of_spt_a_cost(program: ModuleType
             assert key in overrides and (overrides[key] != cfg.MODEL.SPT[key] or key == "KEEP_RATIO")
 
 
-def test_the_literal_configs_set_every_literal_value_of_the_paper() -> None:
+def test_the_literal_configs_set_every_literal_value_of_the_paper(program: ModuleType) -> None:
     literal = {
         "GATING": "sigmoid", "THRESHOLD": 0.01, "TAU": 1.0, "NOISE": "logistic", "SELECT": "gate", "GATE": "per_block",
         "MULTI_SCALE": True, "SPA_STAGES": [3, 4], "CONTAINER_SIZE": 0, "WINDOW_SIZE": 7, "SEGMENT": "shared",
-        "POSITION": "none", "PROJ_TOKENS": "all", "FFN_TOKENS": "all", "LOSS_REDUCTION": "sum", "LOSS_WEIGHT": 0.01,
-        "POS_WEIGHT": 1.0, "SUPERVISE": True,
+        "ORDER": "window", "POSITION": "none", "PROJ_TOKENS": "all", "FFN_TOKENS": "all", "PACKING": "containers",
+        "TOKEN_BUDGET": 0, "LOSS_REDUCTION": "sum", "LOSS_WEIGHT": 0.01, "POS_WEIGHT": 1.0, "SUPERVISE": True,
     }  # fmt: skip
-    folders = ("COCO-InstanceSegmentation", "COCO-Detection", "BDD100K-Detection", "Shapes-InstanceSegmentation")
-    paths = [path for folder in folders for path in (ROOT / "configs" / folder).glob("*_literal.yaml")]
-    assert len(paths) >= 10
+    # Set, not inherited: a change of the defaults leaves the literal configs as they are.
+    assert program.literal_values() == literal
+    lazy = get_config("common/models/backbones.py")
+    assert {key.upper(): value for part in (lazy.literal, lazy.literal_loss) for key, value in part.items()} == literal
+    paths = sorted((ROOT / "configs").rglob("*_literal.yaml"))
+    folders = {path.parent.name for path in paths}
+    assert len(paths) >= 16 and folders >= {"VOC-Classification", "Shapes-InstanceSegmentation", "BDD100K-Detection"}
     for path in paths:
         cfg = get_config(path.relative_to(ROOT / "configs").as_posix())
         assert {key: cfg.MODEL.SPT[key] for key in literal} == literal, path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "Ablations").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_ablation_over_the_literal_base_changes_what_it_is_about(path: Path, program: ModuleType, tmp_path) -> None:
+    """As Base-literal.yaml says: the ablation stands on top, and all that it does not name is literal."""
+    leaf = tmp_path / "leaf.yaml"
+    leaf.write_text(f'_BASE_: ["{ROOT}/configs/Base-literal.yaml", "{path}"]\n')
+    found = CfgNode.load_yaml_with_base(str(leaf))["MODEL"]["SPT"]
+    changed = CfgNode.load_yaml_with_base(str(path))["MODEL"]["SPT"]
+    assert {key: found[key] for key in changed} == changed
+    for key in program.literal_values().keys() - changed.keys():
+        assert found[key] == program.literal_values()[key], key
 
 
 # A value other than the default of nano_cfg, and where in the model it is to be found again.

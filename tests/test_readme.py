@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig
 
+from spt_d2.data import setup_lazy_datasets
 from spt_d2.engine.setup import load_config
 from spt_d2.modeling import SelectionGeneralizedRCNN
 from tests.conftest import ROOT, load_program
@@ -17,6 +19,9 @@ from tests.conftest import ROOT, load_program
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+
+# What the configs of size T start from.
+WEIGHTS = "swin_tiny_patch4_window7_224.pth"
 
 
 def block(kind: str, containing: str) -> str:
@@ -29,7 +34,11 @@ def test_readme_is_short_enough_to_be_read():
     assert len(README.splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", ["README.md", "INSTALL.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md"])
+FOLDERS = ("", "datasets", "docs", "projects/SPT", "results")
+PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
     for target in targets:
@@ -96,6 +105,28 @@ def test_the_yaml_for_ones_own_data_loads_and_sets_the_number_of_classes(own_dat
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
     assert not cfg.MODEL.MASK_ON
     assert cfg.MODEL.BACKBONE.NAME == "build_spt_fpn_backbone"
+    named = re.findall(r"`(?:configs/Custom/)?(faster_rcnn_\w+)\.yaml`", README)
+    assert len(named) == 3 and WEIGHTS in README
+    for name in named:
+        assert (ROOT / "configs" / "Custom" / f"{name}.yaml").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs" / "Custom").glob("[!B]*.yaml")))
+def test_the_yaml_for_ones_own_data_stands_on_any_custom_config_with_images_of_nothing(own_data, name):
+    text = Path("my_data.yaml").read_text().replace("faster_rcnn_spt_nano_fpn", name)
+    Path("my_data.yaml").write_text("".join(line for line in text.splitlines(True) if "WEIGHTS" not in line))
+    cfg = load_config("my_data.yaml")
+    assert f"Custom/{name}.yaml" in text and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert not cfg.MODEL.MASK_ON and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    assert cfg.SOLVER.MAX_ITER <= 5000 and cfg.MODEL.WEIGHTS == ("" if "nano" in name else WEIGHTS)
+    names = [f"{own_data.name}_lazy_{split}" for split in ("train", "val")]
+    entries = [f"[{n},my_data/{n.rsplit('_')[-1]}.json,my_data/images]" for n in names]
+    overrides = [f"datasets.custom=[{','.join(entries)}]"]
+    overrides += [f"dataloader.{split}.dataset.names={n}" for split, n in zip(("train", "test"), names)]
+    lazy = LazyConfig.load(str(ROOT / "projects" / "SPT" / "configs" / "Custom" / f"{name}.py"))
+    lazy = LazyConfig.apply_overrides(lazy, overrides)
+    setup_lazy_datasets(lazy, overrides)
+    assert lazy.model.roi_heads.num_classes == 2 and lazy.dataloader.evaluator.dataset_name == names[1]
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import dataclasses
 import enum
+import fnmatch
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,28 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from spt_d2 import get_config
-from spt_d2.data import SelectionDatasetMapper
+from spt_d2.config import classifies
+from spt_d2.data import MultiLabelDatasetMapper, SelectionDatasetMapper
 from spt_d2.engine.evaluators import detection_tasks
 from spt_d2.engine.optimizer import build_optimizer
 
-LAZY = Path(__file__).resolve().parents[1] / "projects" / "SPT" / "configs"
-# Twins by folder and name; those of Shapes, tests/engine/test_lazy.py trains.
-FOLDERS = ("COCO-InstanceSegmentation", "COCO-Detection", "BDD100K-Detection")
-PAIRS = sorted(path.relative_to(LAZY).with_suffix("").as_posix() for f in FOLDERS for path in (LAZY / f).glob("*.py"))
+ROOT = Path(__file__).resolve().parents[1]
+LAZY = ROOT / "projects" / "SPT" / "configs"
+# By folder and name, which are those of the yaml.
+PAIRS = sorted(path.relative_to(LAZY).with_suffix("").as_posix() for path in LAZY.rglob("*.py"))
+YAMLS = sorted(
+    path.relative_to(ROOT / "configs").with_suffix("").as_posix()
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if not path.name.startswith("Base")
+)
+# Yaml configs that have no LazyConfig leaf, and why.
+WITHOUT_A_LEAF = {
+    "Ablations/*": "overrides of another leaf, which docs/ablations.md names",
+    "*/*_finetune": "its 3x leaf with lr, weight decay and schedule overridden",
+    "*/*sparse_vit*_adapt": "its leaf with model.backbone.bottom_up.sample_ratios, lr and drop path overridden",
+    "*/*sparse_vit*_[0-9][0-9]ms": "its leaf with model.backbone.bottom_up.pruning_ratios, lr and warm-up overridden",
+    "*/*sparse_vit*_uniform[0-9]0": "its leaf with model.backbone.bottom_up.pruning_ratios overridden",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -90,22 +106,27 @@ def describe_groups(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[
     return [plain({**group, "params": [names[id(p)] for p in group["params"]]}) for group in optimizer.param_groups]
 
 
-def test_there_are_twins_of_every_main_variant() -> None:
+def test_every_yaml_has_a_leaf_of_its_folder_and_name_but_those_that_are_overrides() -> None:
+    excused = {name for name in YAMLS for pattern in WITHOUT_A_LEAF if fnmatch.fnmatchcase(name, pattern)}
+    assert set(YAMLS) - excused == set(PAIRS)
+    for pattern in WITHOUT_A_LEAF:
+        assert fnmatch.filter(YAMLS, pattern), pattern
+
+
+def test_every_detector_of_the_paper_has_its_configs() -> None:
     sizes = ("spt_t", "spt_s", "spt_b", "swin_t", "swin_s", "swin_b", "swin_t16", "swin_s28", "swin_b28")
+    wanted = {f"BDD100K-Detection/faster_rcnn_{size}_fpn_3x" for size in (*sizes, "spt_t12")}
     for schedule in ("1x", "3x"):
-        for size in (*sizes, "spt_t12"):
-            assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_{schedule}" in PAIRS
-        for size in sizes:
-            assert f"COCO-InstanceSegmentation/cascade_mask_rcnn_{size}_fpn_{schedule}" in PAIRS
-        for size in ("spt_t", "swin_t", "swin_t16"):
-            assert f"COCO-Detection/retinanet_{size}_fpn_{schedule}" in PAIRS
-        for size in ("dat_t", "dat_s"):
-            assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_{schedule}" in PAIRS
-    for kind in ("dynamic_swin", "sparse_vit", "svit_gated_swin"):
-        for size in (f"{kind}_t", f"{kind}_s"):
-            assert f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_3x" in PAIRS
-    for size in (*sizes, "spt_t12"):
-        assert f"BDD100K-Detection/faster_rcnn_{size}_fpn_3x" in PAIRS
+        wanted |= {f"COCO-InstanceSegmentation/mask_rcnn_{size}_fpn_{schedule}" for size in (*sizes, "spt_t12")}
+        wanted |= {f"COCO-InstanceSegmentation/cascade_mask_rcnn_{size}_fpn_{schedule}" for size in sizes}
+        wanted |= {f"COCO-Detection/retinanet_{size}_fpn_{schedule}" for size in ("spt_t", "swin_t", "swin_t16")}
+    assert wanted <= set(PAIRS)
+
+
+def test_every_spt_of_a_main_schedule_is_there_read_literally() -> None:
+    plain = [name for name in PAIRS if re.search(r"_spt_[a-z]+\d*(_fpn_[13]x)?(_sparse)?$", name)]
+    assert len(plain) >= 20 and "VOC-Classification/multilabel_spt_t" in plain
+    assert {f"{name}_literal" for name in plain} <= set(PAIRS)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -129,6 +150,8 @@ def check_pixels_and_anchors(cfg: CfgNode, lazy: DictConfig) -> None:
     """Values that a model keeps in buffers, which are empty on the meta device."""
     assert plain(cfg.MODEL.PIXEL_MEAN) == plain(list(lazy.model.pixel_mean))
     assert plain(cfg.MODEL.PIXEL_STD) == plain(list(lazy.model.pixel_std))
+    if classifies(cfg):
+        return
     node = (
         lazy.model.anchor_generator
         if "anchor_generator" in lazy.model
@@ -143,7 +166,9 @@ def check_pixels_and_anchors(cfg: CfgNode, lazy: DictConfig) -> None:
 def check_data(cfg: CfgNode, lazy: DictConfig) -> None:
     loader = lazy.dataloader
     for is_train, split in ((True, "train"), (False, "test")):
-        mappers = SelectionDatasetMapper(cfg, is_train), instantiate(loader[split].mapper)
+        kind = MultiLabelDatasetMapper if classifies(cfg) else SelectionDatasetMapper
+        mappers = kind(cfg, is_train), instantiate(loader[split].mapper)
+        assert type(mappers[1]) is kind
         first, second = (plain(mapper) for mapper in mappers)
         if not is_train:
             # What the detector learns from; at evaluation it is not read.
@@ -152,9 +177,17 @@ def check_data(cfg: CfgNode, lazy: DictConfig) -> None:
     assert loader.train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
     assert loader.train.num_workers == loader.test.num_workers == cfg.DATALOADER.NUM_WORKERS
     assert loader.train.dataset.filter_empty == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    assert (loader.train.dataset.names,) == tuple(cfg.DATASETS.TRAIN)
-    assert (loader.test.dataset.names,) == tuple(cfg.DATASETS.TEST) == (loader.evaluator.dataset_name,)
-    assert tuple(loader.evaluator.tasks) == detection_tasks(cfg.MODEL.MASK_ON)
+    if cfg.DATASETS.TRAIN:
+        assert (loader.train.dataset.names,) == tuple(cfg.DATASETS.TRAIN)
+        assert (loader.test.dataset.names,) == tuple(cfg.DATASETS.TEST) == (loader.evaluator.dataset_name,)
+    else:
+        # Of one's own: named in the file or on the command line.
+        assert not cfg.DATASETS.TEST and not loader.train.dataset.names and not loader.test.dataset.names
+        assert list(lazy.datasets.custom) == cfg.DATASETS.CUSTOM == []
+    tasks = ("multi_label",) if classifies(cfg) else detection_tasks(cfg.MODEL.MASK_ON)
+    assert tuple(loader.evaluator.tasks) == tasks
+    if classifies(cfg):
+        assert loader.evaluator.average_precision == cfg.MODEL.MULTI_LABEL.AVERAGE_PRECISION
     assert loader.evaluator.selections == cfg.MODEL.SPT.RETURN_SELECTIONS == lazy.model.return_selections
 
 
@@ -175,6 +208,10 @@ def check_schedule(cfg: CfgNode, lazy: DictConfig) -> None:
     assert (train.checkpointer.period, train.eval_period) == (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
     assert (train.amp.enabled, train.amp.precision) == (solver.AMP.ENABLED, solver.AMP.PRECISION)
     assert (train.ema.enabled, train.clip_gradients.enabled) == (cfg.MODEL.EMA.ENABLED, solver.CLIP_GRADIENTS.ENABLED)
+    if train.clip_gradients.enabled:
+        clip, node = solver.CLIP_GRADIENTS, train.clip_gradients
+        assert (node.kind, node.value, node.norm_type) == (clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
+    assert train.init_checkpoint == cfg.MODEL.WEIGHTS
     assert train.batch_scale == solver.BATCH_SCALE == 1.0
 
 
@@ -211,11 +248,29 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("key", CHANGES)
-def test_a_difference_anywhere_is_found(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "COCO-InstanceSegmentation/mask_rcnn_spt_t_fpn_3x"
+MORE_CHANGES = {
+    "VOC-Classification/multilabel_spt_t": {
+        "model.num_classes": 21,
+        "model.backbone.select": "topk",
+        "dataloader.test.mapper.augmentations.0.sample_style": "range",
+        "dataloader.evaluator.average_precision": "voc07",
+    },
+    "COCO-InstanceSegmentation/mask_rcnn_spa_vit_b_fpn_3x": {
+        "model.backbone.net.segment": "container",
+        "model.backbone.net.spa_blocks": [5, 6, 7, 8, 9, 10, 11],
+        "dataloader.train.mapper.strides": [8, 16, 32],
+    },
+    "Custom/faster_rcnn_spt_nano_fpn": {"train.clip_gradients.value": 2.0, "datasets.custom": [["a", "b", "c"]]},
+    "Custom/faster_rcnn_spt_t_fpn": {"train.init_checkpoint": "", "dataloader.train.dataset.filter_empty": True},
+}
+ALL_CHANGES = [("COCO-InstanceSegmentation/mask_rcnn_spt_t_fpn_3x", *change) for change in CHANGES.items()]
+ALL_CHANGES += [(name, *change) for name, changes in MORE_CHANGES.items() for change in changes.items()]
+
+
+@pytest.mark.parametrize("name, key, value", ALL_CHANGES, ids=[f"{name}-{key}" for name, key, _ in ALL_CHANGES])
+def test_a_difference_anywhere_is_found(name: str, key: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, lazy = load_pair(name)
-    OmegaConf.update(lazy, key, CHANGES[key], force_add=True)
+    OmegaConf.update(lazy, key, value, merge=False, force_add=True)
     monkeypatch.setattr(f"{__name__}.load_pair", lambda _: (cfg, lazy))
     with pytest.raises(AssertionError):
         test_twins_describe_one_run(name)

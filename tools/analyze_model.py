@@ -10,7 +10,8 @@ Parameters, multiply-adds and structure of a model, from a yaml config or a Lazy
 
 Without --dataset every Select and Pack block is taken to keep the same share of its tokens, which needs no weights.
 With it, the model selects in real images: means and percentiles over them. --keep-ratio then enforces a share, the same
-of every image (SELECT topk). Overrides of the config come last: KEY VALUE for yaml, path.key=value for a LazyConfig.
+of every image (SELECT topk). The blocks of a plain ViT are one stage, number 1. Overrides of the config come last:
+KEY VALUE for yaml, path.key=value for a LazyConfig.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from spt_d2.analysis.model_report import (
     DataSetCost,
     bottom_up,
     image_costs,
+    keep_ratio_problem,
     macs_rows,
     parameter_counts,
     parse_keep_ratio,
@@ -39,21 +41,28 @@ from spt_d2.engine.model_config import ModelConfig, open_config
 from spt_d2.summary import write_summary
 
 TASKS = ("parameter", "macs", "structure")
+KEEP_RATIO_HELP = "for all stages, or STAGE=R,STAGE=R; default: 1, or with --dataset what the model itself keeps"
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml config or a LazyConfig")
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, default=["parameter", "macs"], metavar="TASK", help=", ".join(TASKS)
     )
-    parser.add_argument("--keep-ratio", metavar="R", help="for all stages, or STAGE=R,STAGE=R; default: 1")
+    parser.add_argument("--keep-ratio", metavar="R", help=KEEP_RATIO_HELP)
     parser.add_argument("--image-size", nargs=2, type=int, default=[800, 1280], metavar=("H", "W"), help="in pixels")
     parser.add_argument("--dataset", metavar="NAME", help="count on real images; needs weights")
     parser.add_argument("--num-images", type=int, default=100, metavar="N", help="of it, evenly spread; default: 100")
     parser.add_argument("--json", metavar="PATH", help="write the figures there too")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="OVERRIDE", help="overrides of the config")
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if min(*args.image_size, args.num_images) < 1:
         parser.error("--image-size and --num-images expect numbers above 0")
@@ -80,6 +89,9 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     """Print what was asked for; returns what --json holds."""
     config = open_config(args.config_file, args.opts)
     model = config.build_model("meta")
+    problem = None if args.keep_ratio is None else keep_ratio_problem(model, args.keep_ratio)
+    if problem is not None:
+        make_parser().error(f"--keep-ratio expects {problem}")
     record: dict[str, Any] = {"config": args.config_file, "image_size": args.image_size}
     dense = not selects(model)
     own = not dense and args.keep_ratio is None and has_own_ratios(bottom_up(model))

@@ -2,7 +2,8 @@
 """
 Train or evaluate a model from a LazyConfig, with Detectron2's command line.
 
-    python tools/lazyconfig_train_net.py --config-file projects/SPT/configs/mask_rcnn_spt_nano_fpn_shapes.py
+    F=projects/SPT/configs/Shapes-InstanceSegmentation/mask_rcnn_spt_nano_fpn_demo.py
+    python tools/lazyconfig_train_net.py --config-file $F
     python tools/lazyconfig_train_net.py --config-file FILE --eval-only train.init_checkpoint=output/model_final.pth
     torchrun --nproc-per-node 8 tools/lazyconfig_train_net.py --config-file FILE train.amp.enabled=True
 """
@@ -31,4 +32,4 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    launch(main, default_argument_parser(epilog=__doc__).parse_args())

@@ -70,7 +70,8 @@ ALTERNATIVES: dict[str, list[dict]] = {
     "LOG_PERIOD": [{"LOG_PERIOD": 1}],
 }
 
-# What the paper says where configs/Base-literal.yaml has nothing to set; a key that is not here it does not mention.
+# What the paper says, in place of the value of configs/Base-literal.yaml where that is not all, or our choice. A key
+# that is in neither it does not mention.
 PAPER = {
     "EMBED_DIM": "that of Swin: 96, 128 for B",
     "DEPTHS": "Swin's, four more in stage 3",
@@ -84,6 +85,7 @@ PAPER = {
     "TAU": "not given",
     "ORDER": "not given",
     "CONTAINER_SIZE": "49",
+    "TOKEN_BUDGET": "",
     "PACKING": "containers",
     "POSITION": "none is named",
     "FFN_TOKENS": "all",
@@ -222,7 +224,7 @@ def render() -> str:
         counts=" | ".join(giga(count({}, ratio)) for ratio in ratios),
     )
     for key, value in cfg.MODEL.SPT.items():
-        paper = shown(literal[key]) if key in literal else PAPER.get(key, "")
+        paper = PAPER.get(key, shown(literal[key]) if key in literal else "")
         row = (shown(key), comments[f"MODEL.SPT.{key}"], shown(value), paper, cost(key))
         page += f"| {' | '.join(row)} |\n"
     page += "\n## MODEL.SWIN\n\nDense Swin has the keys that its blocks share with those of SPT: "

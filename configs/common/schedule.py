@@ -23,5 +23,12 @@ coco_3x = _steps([202500, 247500], 270000, warmup=500)
 bdd100k_1x = _steps([34930, 48030], 52400, warmup=500)
 bdd100k_3x = _steps([117900, 144100], 157200, warmup=500)
 
+# PASCAL VOC 2012: 36 epochs of 5,717 images, 357 iterations each; steps after 27 and 33.
+voc = _steps([9650, 11790], 12860, warmup=500)
+
 # Of the nano models.
 nano = _steps([720], 900, warmup=50)
+
+# Small data sets of one's own.
+custom_t = _steps([3750, 4580], 5000, warmup=500)
+custom_nano = _steps([1600], 2000, warmup=50)

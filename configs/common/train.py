@@ -30,3 +30,30 @@ coco_1x = {**train, "max_iter": 90000, "eval_period": 7500}
 coco_3x = {**train, "max_iter": 270000, "eval_period": 7500}
 bdd100k_1x = {**train, "max_iter": 52400, "eval_period": 4500}
 bdd100k_3x = {**train, "max_iter": 157200, "eval_period": 4500}
+# Every ten epochs.
+voc = {**train, "max_iter": 12860, "eval_period": 3570}
+
+# Evaluated at the end; from scratch and at ten times the rate, so that gradients are clipped.
+nano = {
+    **train,
+    "max_iter": 900,
+    "seed": 0,
+    "eval_period": 0,
+    "checkpointer": {**train["checkpointer"], "period": 450},
+    "clip_gradients": {**train["clip_gradients"], "enabled": True},
+}
+
+# Small data sets of one's own.
+custom_nano = {
+    **nano,
+    "max_iter": 2000,
+    "eval_period": 500,
+    "checkpointer": {**train["checkpointer"], "period": 500},
+}
+custom_t = {
+    **train,
+    "init_checkpoint": "swin_tiny_patch4_window7_224.pth",
+    "max_iter": 5000,
+    "eval_period": 1000,
+    "checkpointer": {**train["checkpointer"], "period": 1000},
+}

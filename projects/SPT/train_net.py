@@ -40,4 +40,4 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    launch(main, default_argument_parser(epilog=__doc__).parse_args())

@@ -44,6 +44,34 @@ def selects(model: nn.Module) -> bool:
     return any(takes_decisions(module) for module in model.modules())
 
 
+def selecting_stages(model: nn.Module) -> list[int]:
+    """Numbers, from 1, of the backbone's stages with such blocks; those of a plain ViT are one stage."""
+    network = bottom_up(model)
+    stages = getattr(network, "layers", [network])
+    return [
+        number
+        for number, stage in enumerate(stages, start=1)
+        if any(takes_decisions(block) for block in getattr(stage, "blocks", ()))
+    ]
+
+
+def keep_ratio_problem(model: nn.Module, keep_ratio: float | Mapping[int, float]) -> str | None:
+    """
+    What is wrong with keep ratios for this model, in words that follow "expects"; None if they fit.
+
+    A dense backbone takes one number, which changes nothing.
+    """
+    ratios = list(keep_ratio.values()) if isinstance(keep_ratio, Mapping) else [keep_ratio]
+    if not all(0 <= ratio <= 1 for ratio in ratios):
+        return f"fractions from 0 to 1. Got {', '.join(f'{ratio:g}' for ratio in ratios)}."
+    stages = selecting_stages(model)
+    if isinstance(keep_ratio, Mapping) and sorted(keep_ratio) != stages:
+        wanted = ",".join(f"{stage}=R" for stage in stages)
+        what = f"one number, or {wanted}: these stages select" if stages else "one number: no stage selects"
+        return f"{what}. Got ratios for {', '.join(map(str, keep_ratio))}."
+    return None
+
+
 @dataclass(frozen=True)
 class ImageCost:
     """

@@ -60,7 +60,7 @@ def channels_first(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def swin_block(block: "SwinBlock", x: Tensor, in_place: bool = False) -> Tensor:
-    """:meth:`SwinBlock.whole_map`, (B, H, W, C) to the same, a few windows at a time; at inference on request into x."""
+    """:meth:`SwinBlock.whole_map`, (B, H, W, C) to the same, a few windows at a time; on request into ``x``."""
     attn = block.attn
     step = max(chunk_tokens(block.mlp.fc1.out_features) // attn.window_size**2, 1)
     plan = window_plan(*x.shape[:3], attn.window_size, attn.shift_size, step, x.device)

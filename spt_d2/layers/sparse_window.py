@@ -35,7 +35,8 @@ class SparseWindowBlock(SwinBlock):
     first norm, as there. (The published code pads before the norm, so that padding attends as the norm's bias.)
     """
 
-    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
+    # Another interface than SwinBlock's: its stage calls it, and no one else.
+    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """
         Args:
             x: (B, H, W, C).

@@ -50,7 +50,7 @@ class SwinStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C), before the merging."""
         for i, block in enumerate(self.blocks):
-            # What the first block is given is others'; a map for every block would be mapped into memory anew each time.
+            # A map for every block would be mapped into memory anew each time. The first block's input is others'.
             in_place = i > 0 and not is_watched(self.blocks[i - 1], block)
             x = run_block(block, self.use_checkpoint, x, in_place)
         return x

@@ -15,6 +15,7 @@ from spt_d2.model_zoo.variants import (
     VARIANTS,
     Count,
     Variant,
+    config_parameters,
     count,
     detector_parameters,
 )
@@ -65,8 +66,8 @@ def zoo_page(paper: Mapping[str, Table], records: Sequence[Record]) -> str:
         "for all\nclasses; the one that Swin published has three mask heads, and a regression for each class.\n",
         _detector_table(paper),
         "## Results\n",
-        "Every config that a row of the paper calls for. Its baselines, which have no config here, are in the\n"
-        "[tables of the project](projects/SPT/README.md).\n",
+        "Every config that a row of the paper calls for. Rows without one are in the\n"
+        "[tables of the project](projects/SPT/README.md) alone.\n",
         _result_table(paper, records),
         "## Further results\n",
         _further_table(paper, records),
@@ -99,12 +100,9 @@ def paper_table(table: Table, records: Sequence[Record]) -> str:
     rows = []
     for row in table.rows:
         cells = [row.model, *(_italic(value, places) for value, places in zip(row.values, digits))]
-        if counted and row.variant is None:
-            cells += ["", ""]
-        elif counted and row.variant is not None:
-            detector = "Cascade Mask R-CNN" if row.is_cascade else "Mask R-CNN"
-            macs = count(row.variant, row.keep_ratio).kept.executed
-            cells += [_giga(macs), _million(detector_parameters(row.variant, detector))]
+        if counted:
+            cells.append("" if row.variant is None else _giga(count(row.variant, row.keep_ratio).kept.executed))
+            cells.append("" if row.config is None else _million(config_parameters(row.config)))
         rows.append([*cells, _config_link(row.config, "../../"), _status(row, records)])
     return _markdown([*header, "config", "status"], rows)
 

@@ -174,6 +174,15 @@ def count(variant: Variant, keep_ratio: Mapping[int, float] = KEEP_RATIO) -> Cou
     )
 
 
+@functools.cache
+def config_parameters(config: str) -> int:
+    """Parameters of the model of a yaml config below ``configs/``."""
+    cfg = get_config(config)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return parameter_counts(build_model(cfg))["model"]
+
+
 def detector_parameters(variant: Variant, detector: str) -> int:
     """
     Parameters of a detector of 80 classes over a backbone.

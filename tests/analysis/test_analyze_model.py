@@ -15,7 +15,7 @@ from spt_d2.ops.selection import split_selections
 from tests.conftest import ROOT, load_program
 
 NANO = ROOT / "configs" / "Shapes-InstanceSegmentation"
-LEAF = ROOT / "projects" / "SPT" / "configs" / "mask_rcnn_spt_nano_fpn_shapes.py"
+LEAF = ROOT / "projects" / "SPT" / "configs" / "Shapes-InstanceSegmentation" / "mask_rcnn_spt_nano_fpn_demo.py"
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,46 @@ def test_command_lines_that_cannot_be_are_refused(program, capsys):
             program.parse_arguments(["--config-file", "x.yaml", *arguments])
         assert message in capsys.readouterr().err
     assert parse_keep_ratio("0.25") == 0.25 and parse_keep_ratio("3=0.2,4=1") == {3: 0.2, 4: 1.0}
+
+
+CONFIGS = ROOT / "configs"
+
+
+@pytest.mark.parametrize(
+    "config, ratio, message",
+    [
+        (
+            "Ablations/stages_1234.yaml",
+            "3=0.23,4=0.25",
+            "or 1=R,2=R,3=R,4=R: these stages select. Got ratios for 3, 4.",
+        ),
+        ("Ablations/stages_234.yaml", "3=0.23,4=0.25", "or 2=R,3=R,4=R: these stages select. Got ratios for 3, 4."),
+        ("Ablations/stages_4.yaml", "3=0.23,4=0.25", "or 4=R: these stages select. Got ratios for 3, 4."),
+        ("VOC-Classification/multilabel_vit_b_oracle.yaml", "3=0.23,4=0.25", "or 1=R: these stages select."),
+        ("COCO-InstanceSegmentation/mask_rcnn_swin_t_fpn_3x.yaml", "3=0.23", "one number: no stage selects."),
+        ("COCO-InstanceSegmentation/mask_rcnn_dynamic_swin_t_fpn_3x.yaml", "4=0.2", "or 3=R: these stages select."),
+        ("Ablations/stages_4.yaml", "1.5", "fractions from 0 to 1. Got 1.5."),
+        ("Ablations/stages_4.yaml", "4=nan", "fractions from 0 to 1. Got nan."),
+    ],
+)
+def test_ratios_that_do_not_fit_the_model_are_told_without_a_traceback(program, capsys, config, ratio, message):
+    with pytest.raises(SystemExit) as caught:
+        program.main(["--config-file", str(CONFIGS / config), "--tasks", "macs", "--keep-ratio", ratio])
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "config, stages",
+    [
+        ("Ablations/stages_1234.yaml", "1=0.1342,2=0.2078,3=0.2236,4=0.25"),
+        ("COCO-InstanceSegmentation/mask_rcnn_spa_vit_b_fpn_3x.yaml", "1=0.3"),
+        ("COCO-InstanceSegmentation/mask_rcnn_sparse_vit_t_fpn_3x.yaml", "1=0.3,2=0.3,3=0.3,4=0.3"),
+    ],
+)
+def test_one_ratio_fits_every_model_and_ratios_by_stage_those_that_select(program, config, stages):
+    for ratio in ("0.23", stages):
+        record = program.main(["--config-file", str(CONFIGS / config), "--tasks", "macs", "--keep-ratio", ratio])
+        assert record["macs"]["executed"] < record["macs"]["dense"]
 
 
 def test_no_image_is_an_error():

@@ -59,7 +59,8 @@ def yaml_cfg(custom: list[list[str]], train: tuple[str, ...], test: tuple[str, .
 
 
 def lazy_cfg(custom: list[list[str]], train: object, test: object = ()) -> DictConfig:
-    cfg = LazyConfig.load(str(Path(__file__).parents[2] / "projects/SPT/configs/mask_rcnn_spt_nano_fpn_shapes.py"))
+    leaf = "projects/SPT/configs/Shapes-InstanceSegmentation/mask_rcnn_spt_nano_fpn_demo.py"
+    cfg = LazyConfig.load(str(Path(__file__).parents[2] / leaf))
     cfg.datasets = {"custom": custom}
     cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = train, test
     return cfg

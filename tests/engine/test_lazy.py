@@ -19,7 +19,7 @@ from spt_d2.engine.optimizer import build_optimizer
 
 from .conftest import LAZY_TRAIN_NET, ROOT, assert_same, metrics, predictions, run_here
 
-LEAF = ROOT / "projects" / "SPT" / "configs" / "mask_rcnn_spt_nano_fpn_shapes.py"
+LEAF = ROOT / "projects" / "SPT" / "configs" / "Shapes-InstanceSegmentation" / "mask_rcnn_spt_nano_fpn_demo.py"
 
 
 @pytest.fixture(scope="module")
@@ -227,11 +227,11 @@ def test_evaluation_alone_gives_the_results_of_the_run(
     assert results["selection"] == lazy_run[1]["selection"]
 
 
-@pytest.mark.parametrize("name", ["spt_fpn", "swin_fpn", "spt_nano_fpn"])
+@pytest.mark.parametrize("name", ["spt_fpn", "vit_nano_fpn", "spt_nano_fpn"])
 def test_the_parts_build(name: str) -> None:
     with torch.device("meta"):
         model = instantiate(get_config(f"common/models/{name}.py").model)
-    counts = {"spt_fpn": 80, "swin_fpn": 80, "spt_nano_fpn": 4}
+    counts = {"spt_fpn": 80, "vit_nano_fpn": 4, "spt_nano_fpn": 4}
     assert model.roi_heads.box_predictor.cls_score.out_features == counts[name] + 1
 
 

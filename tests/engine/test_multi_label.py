@@ -6,19 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from detectron2.solver import LRMultiplier
-from detectron2.solver.build import build_lr_scheduler
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig
 
 from spt_d2 import get_config
 from spt_d2.config import validate_spt_config
-from spt_d2.data import MultiLabelDatasetMapper
 from spt_d2.engine.evaluators import build_evaluator
-from spt_d2.engine.optimizer import build_optimizer
 from spt_d2.engine.setup import load_config
 from spt_d2.engine.trainer import Trainer
 from spt_d2.evaluation import MultiLabelEvaluator, SelectionEvaluator
@@ -29,10 +24,6 @@ from .conftest import LAZY_TRAIN_NET, ROOT, TRAIN_NET, assert_same, metrics, run
 
 FOLDER = ROOT / "configs" / "VOC-Classification"
 LEAVES = sorted(path.name for path in FOLDER.glob("multilabel_*.yaml"))
-TWINS = {
-    "multilabel_spt_t.yaml": "multilabel_spt_t_voc.py",
-    "multilabel_spt_nano_shapes.yaml": "multilabel_spt_nano_shapes.py",
-}
 SMALL = {"EMBED_DIM": 16, "DEPTHS": [1, 1, 2, 1], "NUM_HEADS": [1, 2, 4, 8], "DROP_PATH_RATE": 0.1}
 
 
@@ -40,10 +31,6 @@ def leaf_config(name: str) -> CfgNode:
     cfg = get_config(f"VOC-Classification/{name}")
     cfg.MODEL.DEVICE = "cpu"
     return cfg
-
-
-def lazy_leaf(name: str) -> DictConfig:
-    return LazyConfig.load(str(ROOT / "projects" / "SPT" / "configs" / name))
 
 
 def inputs(num_classes: int) -> list[dict]:
@@ -72,8 +59,9 @@ def test_every_leaf_is_short_valid_and_trains_a_step(name: str) -> None:
     assert len(lines) <= 12 and lines[-1].strip()
     cfg = leaf_config(name)
     validate_spt_config(cfg)
-    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN):
+    for node in (cfg.MODEL.SPT, cfg.MODEL.SWIN, cfg.MODEL.DYNAMIC_SWIN):
         node.EMBED_DIM, node.DEPTHS, node.NUM_HEADS = SMALL["EMBED_DIM"], SMALL["DEPTHS"], SMALL["NUM_HEADS"]
+    cfg.MODEL.DYNAMIC_SWIN.PREDICTOR_BLOCKS = [1]
     cfg.MODEL.VIT.EMBED_DIM, cfg.MODEL.VIT.NUM_HEADS = 24, 2
     model = build_model(cfg)
     with EventStorage():
@@ -108,73 +96,6 @@ def test_the_ablations_are_what_their_tables_say() -> None:
             ("voc_2012_multilabel_sparse_val",),
         )
         assert sparse.MODEL == all_images.MODEL and sparse.SOLVER == all_images.SOLVER
-
-
-@pytest.fixture(params=TWINS.items(), ids=TWINS)
-def twins(request: pytest.FixtureRequest) -> tuple[CfgNode, DictConfig]:
-    return leaf_config(request.param[0]), lazy_leaf(request.param[1])
-
-
-def test_twins_have_the_same_parameters_and_learn_at_the_same_rates(twins: tuple[CfgNode, DictConfig]) -> None:
-    cfg, lazy = twins
-    with torch.device("meta"):
-        lazy_model = instantiate(lazy.model)
-        cfg.MODEL.DEVICE = "meta"
-        yaml_model = build_model(cfg)
-    states = [{name: tuple(v.shape) for name, v in m.state_dict().items()} for m in (yaml_model, lazy_model)]
-    assert states[0] == states[1]
-    node = lazy.optimizer.copy()
-    node.params.model = lazy_model
-    optimizers = build_optimizer(cfg, yaml_model), instantiate(node)
-    assert type(optimizers[0]) is type(optimizers[1]) is torch.optim.AdamW
-    for first, second in zip(*(optimizer.param_groups for optimizer in optimizers), strict=True):
-        assert [tuple(p.shape) for p in first["params"]] == [tuple(p.shape) for p in second["params"]]
-        for key in ("lr", "weight_decay", "eps"):
-            assert first[key] == second[key], key
-        assert tuple(first["betas"]) == tuple(second["betas"])
-    # On one parameter, for the steps are many.
-    one, other = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=node.lr) for _ in range(2))
-    schedulers = (
-        build_lr_scheduler(cfg, one),
-        LRMultiplier(other, instantiate(lazy.lr_multiplier), lazy.train.max_iter),
-    )
-    for _ in range(cfg.SOLVER.MAX_ITER - 1):
-        for optimizer, scheduler in zip((one, other), schedulers):
-            optimizer.step()
-            scheduler.step()
-        first, second = (optimizer.param_groups[0]["lr"] for optimizer in (one, other))
-        assert first == pytest.approx(second, rel=1e-9)
-
-
-def test_twins_see_the_same_data_and_are_evaluated_alike(twins: tuple[CfgNode, DictConfig]) -> None:
-    cfg, lazy = twins
-    clip, solver, train, loader = cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER, lazy.train, lazy.dataloader
-    assert train.clip_gradients.enabled == clip.ENABLED
-    if clip.ENABLED:
-        found = {"enabled": True, "kind": clip.CLIP_TYPE, "value": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE}
-        assert train.clip_gradients == found
-    assert (train.max_iter, train.seed, train.log_period) == (solver.MAX_ITER, cfg.SEED, solver.METRIC_PERIOD)
-    assert (train.checkpointer.period, train.eval_period) == (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
-    assert (loader.train.total_batch_size, loader.train.num_workers) == (
-        solver.IMS_PER_BATCH,
-        cfg.DATALOADER.NUM_WORKERS,
-    )
-    assert loader.train.dataset.filter_empty == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    assert (loader.train.dataset.names,) == tuple(cfg.DATASETS.TRAIN)
-    assert (loader.test.dataset.names,) == tuple(cfg.DATASETS.TEST)
-    for is_train, part in ((True, loader.train), (False, loader.test)):
-        mine, other = MultiLabelDatasetMapper(cfg, is_train), instantiate(part.mapper)
-        assert type(other) is MultiLabelDatasetMapper
-        for first, second in zip(mine.augmentations.augs, other.augmentations.augs, strict=True):
-            assert type(first) is type(second)
-        first, second = (m.augmentations.augs[0] for m in (mine, other))
-        assert (list(first.short_edge_length), first.max_size) == (list(second.short_edge_length), second.max_size)
-        # At evaluation there is one size to draw from.
-        assert not is_train or first.sample_style == second.sample_style
-        for key in ("num_classes", "image_format", "strides", "label_source", "is_train", "use_instance_mask"):
-            assert getattr(mine, key) == getattr(other, key), key
-    assert loader.evaluator.average_precision == cfg.MODEL.MULTI_LABEL.AVERAGE_PRECISION
-    assert list(loader.evaluator.tasks) == ["multi_label"]
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +146,7 @@ train.update(max_iter=4, seed=7, log_period=2)
 @pytest.fixture(scope="module")
 def tiny_lazy(tiny_shapes: list[list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("multi_label_lazy") / "tiny.py"
-    leaf = ROOT / "projects" / "SPT" / "configs" / "multilabel_spt_nano_shapes.py"
+    leaf = ROOT / "projects" / "SPT" / "configs" / "VOC-Classification" / "multilabel_spt_nano_shapes.py"
     path.write_text(LAZY.format(leaf=str(leaf), custom=tiny_shapes))
     return path
 

@@ -15,7 +15,7 @@ from spt_d2.engine.trainer import Trainer
 from spt_d2.predictor import build_predictor
 from tests.conftest import ROOT
 
-LEAF = ROOT / "projects" / "SPT" / "configs" / "mask_rcnn_spt_nano_fpn_shapes.py"
+LEAF = ROOT / "projects" / "SPT" / "configs" / "Shapes-InstanceSegmentation" / "mask_rcnn_spt_nano_fpn_demo.py"
 SIZES = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}
 
 

@@ -1,13 +1,15 @@
 """projects/SPT/train_net.py from end to end: train, resume, evaluate, in one process and in two."""
 
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from .conftest import AVERAGED, TRAIN_NET, assert_same, metrics, predictions, run_apart
+from .conftest import AVERAGED, LAZY_TRAIN_NET, ROOT, TRAIN_NET, assert_same, metrics, predictions, run_apart
 
 
 def test_a_run_logs_losses_and_selection_figures_once_per_period(whole_run: tuple[Path, dict]) -> None:
@@ -63,6 +65,21 @@ def test_test_time_augmentation_evaluates_boxes_and_masks(
     results = train_here("--eval-only", "OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", folder / "model_final.pth", *augmented)
     assert {"bbox", "segm", "selection", "bbox_TTA", "segm_TTA"} == results.keys()
     assert (tmp_path / "inference_TTA" / "coco_instances_results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "program, own, others",
+    [(TRAIN_NET, " MODEL.WEIGHTS ", "train.init_checkpoint="), (LAZY_TRAIN_NET, " train.init_checkpoint=", "MODEL.")],
+    ids=["yaml", "lazy"],
+)
+def test_help_shows_examples_of_the_programs_own_overrides(
+    program: Path, own: str, others: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program.name, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(program), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert own in printed and others not in printed and f"python {program.relative_to(ROOT)}" in printed
 
 
 def test_the_dense_twin_trains_and_is_evaluated(train_here: Callable[..., dict], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ dataloader.train.mapper = L(MultiLabelDatasetMapper)(
 dataloader.test.dataset.names = "voc_2012_multilabel_val"
 dataloader.test.mapper = L(MultiLabelDatasetMapper)(
     is_train=False,
-    augmentations=[L(T.ResizeShortestEdge)(short_edge_length=448, max_size=800)],
+    augmentations=[L(T.ResizeShortestEdge)(short_edge_length=448, max_size=800, sample_style="choice")],
     image_format="${...train.mapper.image_format}",
     num_classes="${...train.mapper.num_classes}",
 )

@@ -26,6 +26,7 @@ swin_b28 = L(Swin)(**_base, depths=[2, 2, 22, 2])
 # Peers. DynamicSwin at the places published.
 dynamic_swin_t = L(DynamicSwin)(**_tiny, depths=[2, 2, 6, 2], predictor_blocks=[1, 2, 3])
 dynamic_swin_s = L(DynamicSwin)(**_tiny, depths=[2, 2, 18, 2], predictor_blocks=[2, 4, 6])
+dynamic_swin_b = L(DynamicSwin)(**_base, depths=[2, 2, 18, 2], predictor_blocks=[2, 4, 6])
 # SparseViT at the ratios published for T; S has as many in stage 3, spread over its blocks.
 sparse_vit_t = L(SparseViT)(**_tiny, depths=[2, 2, 6, 2])
 sparse_vit_s = L(SparseViT)(**_tiny, depths=[2, 2, 18, 2])
@@ -36,6 +37,25 @@ dat_s = L(DAT)(**_tiny, depths=[2, 2, 18, 2])
 svit_gated_swin_t = L(SvitGatedSwin)(**_tiny, depths=[2, 2, 6, 2])
 svit_gated_swin_s = L(SvitGatedSwin)(**_tiny, depths=[2, 2, 18, 2])
 
-# The paper read literally, where the defaults differ: arguments of SPT, and of the meta-architecture.
-literal = dict(gating="sigmoid", threshold=0.01, noise="logistic", segment="shared", proj_tokens="all")
-literal_loss = dict(loss_weight=0.01, loss_reduction="sum")
+# The paper read literally, every value of it: arguments of SPT, and of the meta-architecture. The twin of
+# Base-literal.yaml.
+literal = dict(
+    window_size=7,
+    spa_stages=[3, 4],
+    multi_scale=True,
+    gate="per_block",
+    gating="sigmoid",
+    select="gate",
+    token_budget=0,
+    threshold=0.01,
+    tau=1.0,
+    noise="logistic",
+    order="window",
+    segment="shared",
+    container_size=0,
+    packing="containers",
+    position="none",
+    proj_tokens="all",
+    ffn_tokens="all",
+)
+literal_loss = dict(loss_weight=0.01, loss_reduction="sum", pos_weight=1.0, supervise=True)

@@ -1,8 +1,8 @@
-"""SparseViT, nano: the twin of configs/Shapes-InstanceSegmentation/mask_rcnn_sparse_vit_nano_fpn.yaml."""
+"""SparseViT, nano: the twin of the yaml config of this name."""
 
 from spt_d2 import get_config
 
-from .mask_rcnn_spt_nano_fpn_shapes import dataloader, lr_multiplier, model, optimizer, train
+from .mask_rcnn_spt_nano_fpn_demo import dataloader, lr_multiplier, model, optimizer, train
 
 __all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
 

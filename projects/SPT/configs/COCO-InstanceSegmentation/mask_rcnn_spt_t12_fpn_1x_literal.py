@@ -1,0 +1,10 @@
+"""Mask R-CNN over SPT-T/12, 12 epochs of COCO, read literally: the twin of the yaml config of this name."""
+
+from spt_d2 import get_config
+
+from .mask_rcnn_spt_t12_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
+
+__all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
+
+model.backbone.bottom_up.update(get_config("common/models/backbones.py").literal)
+model.update(get_config("common/models/backbones.py").literal_loss)

@@ -1,0 +1,11 @@
+"""DAT, nano: the twin of the yaml config of this name."""
+
+from spt_d2 import get_config
+
+from .mask_rcnn_spt_nano_fpn_demo import dataloader, lr_multiplier, model, optimizer, train
+
+__all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
+
+model.backbone.bottom_up = get_config("common/models/backbones.py").dat_t
+model.backbone.bottom_up.update(embed_dim=32, num_heads=[2, 4, 8, 16], groups=[1, 1, 2, 4], drop_path_rate=0.0)
+train.output_dir = "output/dat-lazy"

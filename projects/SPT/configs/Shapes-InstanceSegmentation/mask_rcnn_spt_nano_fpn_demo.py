@@ -1,0 +1,11 @@
+"""The demo's model and recipe: the twin of the yaml config of this name."""
+
+from spt_d2 import get_config
+
+model = get_config("common/models/spt_nano_fpn.py").model
+dataloader = get_config("common/data/shapes.py").dataloader
+optimizer = get_config("common/optim.py").AdamW
+optimizer.lr = 0.001
+lr_multiplier = get_config("common/schedule.py").nano
+train = get_config("common/train.py").nano
+train.output_dir = "output/demo-lazy"

@@ -1,0 +1,10 @@
+"""SPT-T on PASCAL VOC 2012, read literally: the twin of the yaml config of this name."""
+
+from spt_d2 import get_config
+
+from .multilabel_spt_t import dataloader, lr_multiplier, model, optimizer, train
+
+__all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
+
+model.backbone.update(get_config("common/models/backbones.py").literal)
+model.update(get_config("common/models/backbones.py").literal_loss)

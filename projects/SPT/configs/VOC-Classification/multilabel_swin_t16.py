@@ -1,0 +1,10 @@
+"""Swin-T of 16 blocks on PASCAL VOC 2012: the twin of the yaml config of this name."""
+
+from spt_d2 import get_config
+
+from .multilabel_spt_t import dataloader, lr_multiplier, model, optimizer, train
+
+__all__ = ["dataloader", "lr_multiplier", "model", "optimizer", "train"]
+
+model.backbone = get_config("common/models/backbones.py").swin_t16
+model.backbone.out_features = ["res5"]
