@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -45,6 +46,16 @@ class SelectionCheckpointer(DetectionCheckpointer):
         """As :meth:`DetectionCheckpointer.save`."""
         with contextlib.nullcontext() if self.ema is None else self.ema.average_weights():
             super().save(name, **kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As :meth:`DetectionCheckpointer.tag_last_checkpoint`, in one step: a run may be killed at any moment."""
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        with open(f"{tag}.new", "w", encoding="utf-8") as file:
+            file.write(last_filename_basename)
+        os.replace(f"{tag}.new", tag)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """

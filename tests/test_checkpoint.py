@@ -293,3 +293,18 @@ def test_a_backbone_of_another_width_is_an_error(tmp_path: Path) -> None:
     cfg.MODEL.SPT.EMBED_DIM = 16
     with pytest.raises(ValueError, match="8 channels(.|\n)*16 channels(.|\n)*HINT"):
         SelectionCheckpointer(build_model(cfg)).load(path)
+
+
+def test_a_run_that_is_killed_while_it_tags_a_checkpoint_still_has_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = SelectionCheckpointer(nn.Linear(2, 2), str(tmp_path))
+    checkpointer.save("model_1")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.save("model_2")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_1.pth")
+    checkpointer.save("model_3")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_3.pth")
+    assert sorted(path.name for path in tmp_path.glob("last_checkpoint*")) == ["last_checkpoint"]
