@@ -55,11 +55,17 @@ class PeerBackbone(nn.Module):
         Take the weights of ``swin_t``, as its state dict has them.
 
         Raises:
-            ValueError: parameters that would not get a value.
+            ValueError: the installed package names its parameters in a way not known here; parameters that would not
+                get a value.
         """
         own = self.network.state_dict()
         layout = detect_layout(own)
-        assert layout is not None
+        if layout is None:
+            raise ValueError(
+                f"{type(self).__name__}.load_native(weights=) expects a network with one of Swin's known layouts of "
+                f"parameters. Got {type(self.network).__module__}, whose first are {list(own)[:3]}.\n"
+                "HINT: requirements/dev.txt has the tested version; --peers leaves a peer out."
+            )
         # The values here are the network's own tensors: for these layouts only names differ.
         native, _ = to_native(own, layout)
         native.update(

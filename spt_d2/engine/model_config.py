@@ -6,6 +6,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
@@ -133,12 +134,14 @@ class YamlModelConfig(ModelConfig):
         """See :meth:`ModelConfig.evaluate`."""
         cfg = self._changed("MODEL.SPT.RETURN_SELECTIONS", True)
         if hasattr(model, "return_selections"):
+            # mypy takes every attribute of a Module for a Tensor or a Module.
             model.return_selections = True  # type: ignore[assignment]
         evaluator = Trainer.build_evaluator(cfg, dataset, output_dir, model)
         return inference_on_dataset(model, Trainer.build_test_loader(cfg, dataset), evaluator)
 
     def _inputs(self, dataset: str) -> Sequence[dict]:
-        return Trainer.build_test_loader(self.cfg, dataset).dataset  # type: ignore[attr-defined]
+        # Detectron2's loader of evaluation goes over a sequence; torch's class of data sets promises none.
+        return cast(Sequence[dict], Trainer.build_test_loader(self.cfg, dataset).dataset)
 
 
 class LazyModelConfig(ModelConfig):
@@ -178,6 +181,7 @@ class LazyModelConfig(ModelConfig):
         """See :meth:`ModelConfig.evaluate`."""
         cfg = self._on(dataset)
         if hasattr(model, "return_selections"):
+            # mypy takes every attribute of a Module for a Tensor or a Module.
             model.return_selections = True  # type: ignore[assignment]
         cfg.dataloader.evaluator.output_folder = output_dir
         if "selections" in cfg.dataloader.evaluator:

@@ -90,6 +90,7 @@ class TrainingStream(IterableDataset):
         # torch.manual_seed would also turn to CUDA, which a loader's worker must not.
         torch.default_generator.manual_seed(value)
         while (sample := self.mapper(self.dataset[index])) is None:
+            # A map-style data set has a length; torch's class of that name declares none.
             index = np.random.randint(len(self.dataset))  # type: ignore[arg-type]
         return sample
 

@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 import spt_d2.modeling  # noqa: F401  registers backbones and meta-architectures
 from spt_d2.checkpoint import SelectionCheckpointer
@@ -123,7 +124,7 @@ class Trainer(DefaultTrainer):
         return build_resumed_loader(arguments, cfg.SEED, start_iter)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Images with selection labels, which :class:`SelectionEvaluator` compares selections with."""
         return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, is_train=False))
 

@@ -10,7 +10,7 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 from detectron2.modeling import build_backbone
 
 from spt_d2.benchmark.models import OWN, build_own, dense_geometry, dense_weights, variant_config
-from spt_d2.benchmark.peers import MAPS, PEERS, available_peers, build_peer
+from spt_d2.benchmark.peers import MAPS, PEERS, PeerBackbone, available_peers, build_peer
 from tests import reference
 from tests.benchmark.nano import NANO
 
@@ -85,3 +85,11 @@ def test_names_stand_for_the_sizes_of_the_paper_and_peers_for_swin_t():
     assert (geometry.embed_dim, geometry.depths, geometry.window_size) == (96, (2, 2, 6, 2), 7)
     with pytest.raises(ValueError, match="expects one of swin_t, .* Got 'swin_x'"):
         variant_config("swin_x", {})
+
+
+def test_a_network_whose_parameters_have_other_names_is_told():
+    class Renamed(PeerBackbone):
+        pass
+
+    with pytest.raises(ValueError, match=r"known layouts of parameters. Got torch.nn.modules.linear, whose first are"):
+        Renamed(torch.nn.Linear(2, 2)).load_native({})
