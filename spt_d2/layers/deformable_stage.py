@@ -1,6 +1,5 @@
 """A stage of the Deformable Attention Transformer: its blocks, and the merging that follows them (DAT, Sec. 3.3)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from spt_d2.layers.deformable_attention import DeformableAttention, DeformableOp
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.patch import PatchMerging
-from spt_d2.layers.stage import run_block
+from spt_d2.layers.stage import Stage, run_block
 
 
 class DeformableBlock(nn.Module):
@@ -65,47 +64,31 @@ class ProjectedMerging(PatchMerging):
         return self.norm(self.reduction(self.cells(x)))
 
 
-class DeformableStage(nn.Module):
+class DeformableStage(Stage):
     """
     Blocks that in turn attend within windows and look beyond them, by deformable attention or by shifted windows.
 
     Args:
-        dim: C.
-        depth: number of blocks.
-        num_heads: h.
-        window_size: M, in tokens.
-        drop_path: rate of each block.
-        downsample: whether a :class:`ProjectedMerging` to the next stage belongs to this one.
         options: of the deformable blocks; None for shifted windows. They are shifted by ceil(M / 2), as by the authors;
             Swin rounds down.
-        use_checkpoint: recompute activations in the backward pass, block by block.
-        **block: further arguments of :class:`SwinBlock`.
+        **arguments: of :class:`Stage`, and further ones of :class:`SwinBlock`. The merging is a
+            :class:`ProjectedMerging`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        window_size: int,
-        drop_path: Sequence[float],
-        downsample: bool,
-        options: DeformableOptions | None = None,
-        use_checkpoint: bool = False,
-        **block: Any,
-    ):
-        super().__init__()
-        self.use_checkpoint = use_checkpoint
+    def __init__(self, *, options: DeformableOptions | None = None, **arguments: Any):
+        self.options = options
+        super().__init__(**arguments)
+
+    def _build_block(self, number: int, **arguments: Any) -> nn.Module:
+        window_size, _ = arguments.pop("window_size"), arguments.pop("shift_size")
+        if number % 2 and self.options is not None:
+            return DeformableBlock(options=self.options, **arguments)
         # A window of one token has nothing to shift.
-        shift = (window_size + 1) // 2 % window_size
-        self.blocks = nn.ModuleList()
-        for i in range(depth):
-            arguments = {**block, "drop_path": drop_path[i]}
-            if i % 2 and options is not None:
-                self.blocks.append(DeformableBlock(dim, num_heads, options, **arguments))
-            else:
-                self.blocks.append(SwinBlock(dim, num_heads, window_size, shift * (i % 2), **arguments))
-        self.downsample = ProjectedMerging(dim) if downsample else None
+        shift_size = (window_size + 1) // 2 % window_size * (number % 2)
+        return SwinBlock(window_size=window_size, shift_size=shift_size, **arguments)
+
+    def _build_merging(self, dim: int) -> ProjectedMerging:
+        return ProjectedMerging(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C), before the merging."""

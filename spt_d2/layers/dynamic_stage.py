@@ -7,15 +7,14 @@ from torch import Tensor, nn
 
 from spt_d2.layers.block import SwinBlock
 from spt_d2.layers.dynamic_block import DynamicBlock, merge
-from spt_d2.layers.patch import PatchMerging
-from spt_d2.layers.stage import run_block
+from spt_d2.layers.stage import Stage, run_block
 from spt_d2.layers.token_predictor import TokenPredictor
 from spt_d2.ops.dynamic_selection import DynamicSelection
 from spt_d2.ops.gumbel import hard_gumbel
 from spt_d2.ops.selection import select_tokens
 
 
-class DynamicStage(nn.Module):
+class DynamicStage(Stage):
     """
     Swin blocks up to the first predictor, blocks with two FFNs after it; every second block shifted.
 
@@ -23,43 +22,28 @@ class DynamicStage(nn.Module):
     and its ratio is the loss's affair; in evaluation an image keeps the ceil(ratio * valid tokens) of highest score.
 
     Args:
-        dim: C.
-        depth: number of blocks.
-        num_heads: h.
-        window_size: M, in tokens.
-        drop_path: rate of each block.
-        downsample: whether a :class:`PatchMerging` to the next stage belongs to this one.
         stage: 1 to 4, for the record.
         predictor_blocks: numbers of the blocks that have a predictor before them, ascending.
         keep_ratios: share of valid tokens that each predictor is to keep.
-        use_checkpoint: recompute activations in the backward pass, block by block.
-        **block: further arguments of :class:`SwinBlock`.
+        **arguments: of :class:`Stage`, and further ones of :class:`SwinBlock`.
     """
 
     def __init__(
         self,
+        *,
         dim: int,
-        depth: int,
-        num_heads: int,
-        window_size: int,
-        drop_path: Sequence[float],
-        downsample: bool,
         stage: int,
         predictor_blocks: Sequence[int],
         keep_ratios: Sequence[float],
-        use_checkpoint: bool = False,
-        **block: Any,
+        **arguments: Any,
     ):
-        super().__init__()
-        self.use_checkpoint, self.stage = use_checkpoint, stage
+        self.stage = stage
         self.predictor_blocks, self.keep_ratios = tuple(predictor_blocks), tuple(keep_ratios)
-        self.blocks = nn.ModuleList()
-        for i in range(depth):
-            kind = SwinBlock if i < self.predictor_blocks[0] else DynamicBlock
-            shift = window_size // 2 * (i % 2)
-            self.blocks.append(kind(dim, num_heads, window_size, shift, drop_path=drop_path[i], **block))
+        super().__init__(dim=dim, **arguments)
         self.score_predictor = nn.ModuleList(TokenPredictor(dim) for _ in self.predictor_blocks)
-        self.downsample = PatchMerging(dim) if downsample else None
+
+    def _build_block(self, number: int, **arguments: Any) -> SwinBlock:
+        return SwinBlock(**arguments) if number < self.predictor_blocks[0] else DynamicBlock(**arguments)
 
     def keep_ratio_of(self, block: int) -> float | None:
         """The share of tokens that a block gives its full FFN by the stage's own ratios; None before the first."""

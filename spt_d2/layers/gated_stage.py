@@ -7,51 +7,28 @@ from torch import Tensor, nn
 
 from spt_d2.layers.block import SwinBlock
 from spt_d2.layers.gated_block import GatedSwinBlock
-from spt_d2.layers.patch import PatchMerging
-from spt_d2.layers.stage import run_block
+from spt_d2.layers.stage import Stage, run_block
 from spt_d2.ops.budget import BudgetSelection
 from spt_d2.ops.gumbel import EVEN, hard_gumbel
 from spt_d2.ops.selection import select_tokens
 
 
-class GatedStage(nn.Module):
+class GatedStage(Stage):
     """
     Swin blocks, every second one shifted; each gate decides for its own block, over all tokens anew.
 
     Args:
-        dim: C.
-        depth: number of blocks.
-        num_heads: h.
-        window_size: M, in tokens.
-        drop_path: rate of each block.
-        downsample: whether a :class:`PatchMerging` to the next stage belongs to this one.
         stage: 1 to 4, for the record.
         targets: for each block the share of tokens that its gate should keep; None for a dense block.
-        use_checkpoint: recompute activations in the backward pass, block by block.
-        **block: further arguments of :class:`SwinBlock`.
+        **arguments: of :class:`Stage`, and further ones of :class:`SwinBlock`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        window_size: int,
-        drop_path: Sequence[float],
-        downsample: bool,
-        stage: int,
-        targets: Sequence[float | None],
-        use_checkpoint: bool = False,
-        **block: Any,
-    ):
-        super().__init__()
-        self.use_checkpoint, self.stage, self.targets = use_checkpoint, stage, tuple(targets)
-        self.blocks = nn.ModuleList()
-        for i in range(depth):
-            kind = SwinBlock if self.targets[i] is None else GatedSwinBlock
-            shift = window_size // 2 * (i % 2)
-            self.blocks.append(kind(dim, num_heads, window_size, shift, drop_path=drop_path[i], **block))
-        self.downsample = PatchMerging(dim) if downsample else None
+    def __init__(self, *, stage: int, targets: Sequence[float | None], **arguments: Any):
+        self.stage, self.targets = stage, tuple(targets)
+        super().__init__(**arguments)
+
+    def _build_block(self, number: int, **arguments: Any) -> nn.Module:
+        return SwinBlock(**arguments) if self.targets[number] is None else GatedSwinBlock(**arguments)
 
     def keep_ratio_of(self, block: int) -> float | None:
         """The share of tokens that a block's gate should keep; None for a dense block."""

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from spt_d2.layers.block import SwinBlock
-from spt_d2.layers.patch import PatchMerging
-from spt_d2.layers.stage import run_block
+from spt_d2.layers.stage import Stage, run_block
 from spt_d2.ops.selection import valid_tokens
 from spt_d2.ops.window_selection import (
     WindowSelection,
@@ -90,7 +89,7 @@ class SparseWindowBlock(SwinBlock):
         return attn.proj_drop(attn.proj(out.transpose(1, 2).reshape(number, tokens, channels)))
 
 
-class SparseWindowStage(nn.Module):
+class SparseWindowStage(Stage):
     """
     Swin blocks, every second one shifted, that run the windows of largest activations.
 
@@ -99,43 +98,32 @@ class SparseWindowStage(nn.Module):
     A block of ratio 0 decides nothing and is Swin's.
 
     Args:
-        dim: C.
         depth: number of blocks.
-        num_heads: h.
         window_size: M, in tokens.
-        drop_path: rate of each block.
-        downsample: whether a :class:`PatchMerging` to the next stage belongs to this one.
         stage: 1 to 4, for the record.
         pruning_ratios: share of windows that are not run; see :func:`spt_d2.ops.window_selection.spread_ratios`.
         sampled_from: ratios of which training draws one for every two blocks, sorted, anew in every forward pass and
             for the whole batch (sparsity-aware adaptation, Sec. 3.3); empty trains at ``pruning_ratios``.
-        use_checkpoint: recompute activations in the backward pass, block by block.
-        **block: further arguments of :class:`SwinBlock`.
+        **arguments: of :class:`Stage`, and further ones of :class:`SwinBlock`.
     """
 
     def __init__(
         self,
-        dim: int,
+        *,
         depth: int,
-        num_heads: int,
         window_size: int,
-        drop_path: Sequence[float],
-        downsample: bool,
         stage: int,
         pruning_ratios: Sequence[float] = (0.0,),
         sampled_from: Sequence[float] = (),
-        use_checkpoint: bool = False,
-        **block: Any,
+        **arguments: Any,
     ):
-        super().__init__()
-        self.use_checkpoint, self.stage, self.window_size = use_checkpoint, stage, window_size
+        super().__init__(depth=depth, window_size=window_size, **arguments)
+        self.stage, self.window_size = stage, window_size
         self.pruning_ratios = spread_ratios(pruning_ratios, depth, f"pruning_ratios of stage {stage}")
         self.sampled_from = tuple(sampled_from)
-        self.blocks = nn.ModuleList(
-            SparseWindowBlock(dim, num_heads, window_size, window_size // 2 * (i % 2), drop_path=drop_path[i], **block)
-            for i in range(depth)
-        )
-        self.downsample = PatchMerging(dim) if downsample else None
+
+    def _build_block(self, number: int, **arguments: Any) -> SparseWindowBlock:
+        return SparseWindowBlock(**arguments)
 
     def keep_ratio_of(self, block: int) -> float | None:
         """The share of windows that a block runs; None for one that runs them all."""

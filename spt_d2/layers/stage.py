@@ -13,9 +13,11 @@ from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.ops.selection import BlockSelection
 
 
-class SwinStage(nn.Module):
+class Stage(nn.Module):
     """
-    Dense window attention blocks, every second one shifted.
+    Blocks of one resolution, every second one shifted, and the merging that follows them.
+
+    What kind of blocks they are is a subclass's affair, and how they run.
 
     Args:
         dim: C.
@@ -25,7 +27,7 @@ class SwinStage(nn.Module):
         drop_path: rate of each block.
         downsample: whether a :class:`PatchMerging` to the next stage belongs to this one.
         use_checkpoint: recompute activations in the backward pass, block by block.
-        **block: further arguments of :class:`SwinBlock`.
+        **block: further arguments of the blocks.
     """
 
     def __init__(
@@ -42,10 +44,29 @@ class SwinStage(nn.Module):
         super().__init__()
         self.use_checkpoint = use_checkpoint
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, num_heads, window_size, window_size // 2 * (i % 2), drop_path=drop_path[i], **block)
+            self._build_block(
+                i,
+                dim=dim,
+                num_heads=num_heads,
+                window_size=window_size,
+                shift_size=window_size // 2 * (i % 2),
+                drop_path=drop_path[i],
+                **block,
+            )
             for i in range(depth)
         )
-        self.downsample = PatchMerging(dim) if downsample else None
+        self.downsample = self._build_merging(dim) if downsample else None
+
+    def _build_block(self, number: int, **arguments: Any) -> nn.Module:
+        """Block ``number``, from 0; subclasses choose another, and set what they choose by before this constructor."""
+        return SwinBlock(**arguments)
+
+    def _build_merging(self, dim: int) -> PatchMerging:
+        return PatchMerging(dim)
+
+
+class SwinStage(Stage):
+    """Dense window attention blocks (:class:`SwinBlock`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C), before the merging."""
@@ -56,49 +77,25 @@ class SwinStage(nn.Module):
         return x
 
 
-class SelectPackStage(nn.Module):
+class SelectPackStage(Stage):
     """
     Select and Pack blocks, every second one over the shifted order.
 
     Args:
-        dim: C.
-        depth: number of blocks.
-        num_heads: h.
-        options: of selection and packing.
-        drop_path: rate of each block.
-        downsample: whether a :class:`PatchMerging` to the next stage belongs to this one.
+        options: of selection and packing; the window size is theirs.
         stage: 1 to 4, for the record.
-        use_checkpoint: recompute activations in the backward pass, block by block.
-        **block: further arguments of :class:`SelectPackBlock`.
+        **arguments: of :class:`Stage`, and further ones of :class:`SelectPackBlock`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        options: SelectPackOptions,
-        drop_path: Sequence[float],
-        downsample: bool,
-        stage: int,
-        use_checkpoint: bool = False,
-        **block: Any,
-    ):
-        super().__init__()
-        self.use_checkpoint, self.stage = use_checkpoint, stage
-        self.blocks = nn.ModuleList(
-            SelectPackBlock(
-                dim,
-                num_heads,
-                options,
-                shift_size=options.window_size // 2 * (i % 2),
-                has_gate=options.gate == "per_block" or i == 0,
-                drop_path=drop_path[i],
-                **block,
-            )
-            for i in range(depth)
-        )
-        self.downsample = PatchMerging(dim) if downsample else None
+    def __init__(self, *, options: SelectPackOptions, stage: int, **arguments: Any):
+        self.options, self.stage = options, stage
+        super().__init__(window_size=options.window_size, **arguments)
+
+    def _build_block(self, number: int, **arguments: Any) -> SelectPackBlock:
+        # It is the options'.
+        del arguments["window_size"]
+        has_gate = self.options.gate == "per_block" or number == 0
+        return SelectPackBlock(options=self.options, has_gate=has_gate, **arguments)
 
     def forward(
         self, x: Tensor, valid: Tensor, score_up: Tensor | None = None, labels: Tensor | None = None

@@ -14,8 +14,9 @@ OPTIONS = DeformableOptions(groups=2, kernel_size=3, stride=2, table_size=4)
 
 def make(options: DeformableOptions | None, depth: int = 4, window_size: int = 7, **values) -> DeformableStage:
     return DeformableStage(
-        8, depth, 4, window_size, [0.0] * depth, downsample=True, options=options, mlp_ratio=2.0, **values
-    )
+        dim=8, depth=depth, num_heads=4, window_size=window_size, drop_path=[0.0] * depth, downsample=True,
+        options=options, mlp_ratio=2.0, **values,
+    )  # fmt: skip
 
 
 def test_every_second_block_is_deformable():
@@ -32,7 +33,9 @@ def test_without_options_every_second_block_is_shifted_by_half_a_window_rounded_
 
 
 def test_rates_of_stochastic_depth_are_those_of_the_blocks():
-    stage = DeformableStage(8, 2, 4, 7, [0.1, 0.2], downsample=False, options=OPTIONS)
+    stage = DeformableStage(
+        dim=8, depth=2, num_heads=4, window_size=7, drop_path=[0.1, 0.2], downsample=False, options=OPTIONS
+    )
     assert [block.drop_path.rate for block in stage.blocks] == [0.1, 0.2] and stage.downsample is None
 
 

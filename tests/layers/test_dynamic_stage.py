@@ -18,8 +18,9 @@ PLACES, RATIOS = (1, 2, 4), (0.7, 0.5, 0.3)
 
 def make_stage(use_checkpoint: bool = False, **values) -> DynamicStage:
     stage = DynamicStage(
-        DIM, 6, HEADS, WINDOW, [0.0] * 6, True, 3, PLACES, RATIOS, use_checkpoint=use_checkpoint, **values
-    )
+        dim=DIM, depth=6, num_heads=HEADS, window_size=WINDOW, drop_path=[0.0] * 6, downsample=True, stage=3,
+        predictor_blocks=PLACES, keep_ratios=RATIOS, use_checkpoint=use_checkpoint, **values,
+    )  # fmt: skip
     return reference.randomise_(stage).double()
 
 

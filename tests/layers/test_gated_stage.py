@@ -13,8 +13,9 @@ DIM, HEADS, WINDOW = 8, 2, 3
 
 def make(targets=(None, 0.7, 0.5), **values) -> GatedStage:
     stage = GatedStage(
-        DIM, len(targets), HEADS, WINDOW, [0.0] * len(targets), False, 3, targets, mlp_ratio=2.0, **values
-    )
+        dim=DIM, depth=len(targets), num_heads=HEADS, window_size=WINDOW, drop_path=[0.0] * len(targets),
+        downsample=False, stage=3, targets=targets, mlp_ratio=2.0, **values,
+    )  # fmt: skip
     reference.randomise_(stage).double()
     for block in stage.blocks:
         if isinstance(block, GatedSwinBlock):

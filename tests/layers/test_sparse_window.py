@@ -17,8 +17,9 @@ def block_of(shift_size: int = 0, **values) -> SparseWindowBlock:
 
 def stage_of(depth: int = 4, ratios=(0.3,), drop_path: float = 0.0, **values) -> SparseWindowStage:
     stage = SparseWindowStage(
-        DIM, depth, HEADS, WINDOW, [drop_path] * depth, False, 2, pruning_ratios=ratios, mlp_ratio=2.0, **values
-    )
+        dim=DIM, depth=depth, num_heads=HEADS, window_size=WINDOW, drop_path=[drop_path] * depth, downsample=False,
+        stage=2, pruning_ratios=ratios, mlp_ratio=2.0, **values,
+    )  # fmt: skip
     return reference.randomise_(stage).double()
 
 

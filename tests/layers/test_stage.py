@@ -13,8 +13,9 @@ DIM, HEADS, WINDOW = 8, 2, 3
 def make_stage(gate: str = "per_block", use_checkpoint: bool = False, depth: int = 3, drop_path: float = 0.0, **values):
     options = SelectPackOptions(window_size=WINDOW, threshold=0.4, gate=gate, **values)
     stage = SelectPackStage(
-        DIM, depth, HEADS, options, [drop_path] * depth, True, stage=3, use_checkpoint=use_checkpoint, drop=drop_path
-    )
+        dim=DIM, depth=depth, num_heads=HEADS, options=options, drop_path=[drop_path] * depth, downsample=True, stage=3,
+        use_checkpoint=use_checkpoint, drop=drop_path,
+    )  # fmt: skip
     return reference.randomise_(stage).double()
 
 

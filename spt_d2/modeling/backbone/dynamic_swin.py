@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -120,19 +121,16 @@ class DynamicSwin(Swin):
     def _maps(
         self, x: Tensor, image_sizes: Sequence[tuple[int, int]] | None
     ) -> tuple[dict[str, Tensor], list[DynamicSelection]]:
-        batch = x.shape[0]
-        x = self.pos_drop(self.patch_embed(x))
-        features: dict[str, Tensor] = {}
         selections: list[DynamicSelection] = []
-        for i, stage in enumerate(self.layers):
-            if isinstance(stage, DynamicStage):
-                stride = self._out_feature_strides[self._stage_names[i]]
-                x, selections = stage(x, valid_tokens(image_sizes, x.shape[1:3], stride, batch, x.device))
-            else:
-                x = stage(x)
-            self._collect(features, i, x)
-            x = x if stage.downsample is None else stage.downsample(x)
-        return features, selections
+
+        def run(i: int, stage: Any, x: Tensor) -> Tensor:
+            if not isinstance(stage, DynamicStage):
+                return stage(x)
+            x, new = stage(x, self._valid_tokens(i, x, image_sizes))
+            selections.extend(new)
+            return x
+
+        return self._through_stages(x, run), selections
 
     def selection_losses(self, selections: Sequence[DynamicSelection]) -> dict[str, Tensor]:
         """

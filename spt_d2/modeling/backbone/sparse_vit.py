@@ -1,6 +1,7 @@
 """SparseViT: Swin that skips the windows of small activations (Chen et al., CVPR 2023)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -111,15 +112,14 @@ class SparseViT(Swin):
         Returns:
             feature maps as :meth:`forward` gives them, and the selections of all blocks that skip windows.
         """
-        x = self.pos_drop(self.patch_embed(x))
-        features: dict[str, Tensor] = {}
         selections: list[BlockSelection] = []
-        for i, stage in enumerate(self.layers):
+
+        def run(i: int, stage: Any, x: Tensor) -> Tensor:
             x, new = stage(x, self._out_feature_strides[self._stage_names[i]], image_sizes)
-            selections += new
-            self._collect(features, i, x)
-            x = x if stage.downsample is None else stage.downsample(x)
-        return features, selections
+            selections.extend(new)
+            return x
+
+        return self._through_stages(x, run), selections
 
     def selection_losses(self, selections: Sequence[BlockSelection]) -> dict[str, Tensor]:
         """None: scores are activations, and nothing supervises them."""

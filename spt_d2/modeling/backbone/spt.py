@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -13,7 +14,7 @@ from spt_d2.layers.gate import OutputGate, initial_gate_bias
 from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.layers.stage import SelectPackStage, SwinStage
 from spt_d2.modeling.backbone.swin import Swin, swin_arguments
-from spt_d2.ops.selection import BlockSelection, pool_scores, valid_tokens
+from spt_d2.ops.selection import BlockSelection, pool_scores
 
 logger = logging.getLogger(__name__)
 
@@ -123,28 +124,26 @@ class SPT(Swin):
         Returns:
             feature maps as :meth:`forward` gives them, and the selections of all gates in the order taken.
         """
-        batch = x.shape[0]
-        x = self.pos_drop(self.patch_embed(x))
-        features: dict[str, Tensor] = {}
         selections: list[BlockSelection] = []
         score_up: Tensor | None = None
-        for i, stage in enumerate(self.layers):
+
+        def run(i: int, stage: Any, x: Tensor) -> Tensor:
+            nonlocal score_up
             stride = self._out_feature_strides[self._stage_names[i]]
-            gate = self.output_gates[f"stage{i + 1}"] if f"stage{i + 1}" in self.output_gates else None
             new: list[BlockSelection] = []
             if isinstance(stage, SelectPackStage):
-                valid = valid_tokens(image_sizes, x.shape[1:3], stride, batch, x.device)
+                valid = self._valid_tokens(i, x, image_sizes)
                 x, new = stage(x, valid, score_up, None if labels is None else labels.get(stride))
             else:
                 x = stage(x)
-                if gate is not None:
-                    valid = valid_tokens(image_sizes, x.shape[1:3], stride, batch, x.device)
-                    new = [BlockSelection(i + 1, None, stride, gate(x), None, valid, None)]
+                if f"stage{i + 1}" in self.output_gates:
+                    score, valid = self.output_gates[f"stage{i + 1}"](x), self._valid_tokens(i, x, image_sizes)
+                    new = [BlockSelection(i + 1, None, stride, score, None, valid, None)]
             score_up = pool_scores(new[-1].score, new[-1].valid) if new and self.multi_scale else None
-            selections += new
-            self._collect(features, i, x)
-            x = x if stage.downsample is None else stage.downsample(x)
-        return features, selections
+            selections.extend(new)
+            return x
+
+        return self._through_stages(x, run), selections
 
 
 @functools.lru_cache(maxsize=8)

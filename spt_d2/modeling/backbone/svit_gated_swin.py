@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -12,7 +13,7 @@ from spt_d2.layers.gated_stage import GatedStage
 from spt_d2.modeling.backbone.spt import warn_unsupervised
 from spt_d2.modeling.backbone.swin import Swin, swin_arguments
 from spt_d2.ops.budget import BudgetSelection, budget_loss, shared_targets
-from spt_d2.ops.selection import BlockSelection, valid_tokens
+from spt_d2.ops.selection import BlockSelection
 
 
 class SvitGatedSwin(Swin):
@@ -97,20 +98,16 @@ class SvitGatedSwin(Swin):
         Returns:
             feature maps as :meth:`forward` gives them, and one selection for each gate, in their order.
         """
-        batch = x.shape[0]
-        x = self.pos_drop(self.patch_embed(x))
-        features: dict[str, Tensor] = {}
         selections: list[BlockSelection] = []
-        for i, stage in enumerate(self.layers):
-            if isinstance(stage, GatedStage):
-                stride = self._out_feature_strides[self._stage_names[i]]
-                x, new = stage(x, valid_tokens(image_sizes, x.shape[1:3], stride, batch, x.device))
-                selections += new
-            else:
-                x = stage(x)
-            self._collect(features, i, x)
-            x = x if stage.downsample is None else stage.downsample(x)
-        return features, selections
+
+        def run(i: int, stage: Any, x: Tensor) -> Tensor:
+            if not isinstance(stage, GatedStage):
+                return stage(x)
+            x, new = stage(x, self._valid_tokens(i, x, image_sizes))
+            selections.extend(new)
+            return x
+
+        return self._through_stages(x, run), selections
 
     def selection_losses(self, selections: Sequence[BudgetSelection]) -> dict[str, Tensor]:
         """

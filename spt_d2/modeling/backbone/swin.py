@@ -1,6 +1,7 @@
 """Dense Swin: the baseline, and the skeleton that the Select and Pack Transformer fills differently."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -12,7 +13,7 @@ from spt_d2.layers.chunked import channels_first, runs_in_chunks
 from spt_d2.layers.patch import PatchEmbed
 from spt_d2.layers.stage import SwinStage
 from spt_d2.modeling.backbone.freezing import FreezableBackbone
-from spt_d2.ops.selection import BlockSelection
+from spt_d2.ops.selection import BlockSelection, valid_tokens
 
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
@@ -123,13 +124,29 @@ class Swin(FreezableBackbone):
         Returns:
             ``{name: (B, channels, ceil(height / stride), ceil(width / stride))}`` for each out feature.
         """
+        return self._through_stages(x, lambda _, stage, x: stage(x))
+
+    def _through_stages(self, x: Tensor, run: Callable[[int, Any, Tensor], Tensor]) -> dict[str, Tensor]:
+        """
+        Args:
+            x: images, as :meth:`forward` takes them.
+            run: what a stage of this number, from 0, makes of (B, H, W, C) tokens, before its merging.
+
+        Returns:
+            feature maps, as :meth:`forward` gives them.
+        """
         x = self.pos_drop(self.patch_embed(x))
         features: dict[str, Tensor] = {}
         for i, stage in enumerate(self.layers):
-            x = stage(x)
+            x = run(i, stage, x)
             self._collect(features, i, x)
             x = x if stage.downsample is None else stage.downsample(x)
         return features
+
+    def _valid_tokens(self, i: int, x: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> Tensor:
+        """(B, H, W) bool: the tokens of stage ``i``, from 0, that are not wholly in padding."""
+        stride = self._out_feature_strides[self._stage_names[i]]
+        return valid_tokens(image_sizes, x.shape[1:3], stride, x.shape[0], x.device)
 
     def forward_with_selections(
         self,
