@@ -23,6 +23,7 @@ from tests.conftest import ROOT, as_a_program, load_program
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from spt_d2 import get_config
 from spt_d2.curves import read_metrics
 from spt_d2.data import register_shapes
 from spt_d2.engine.reproducible import IterationSeed
@@ -400,6 +401,32 @@ def test_an_oracle_is_drawn_with_the_labels_that_it_selects_by(demo: ModuleType,
     assert pixels(run.folder / "selection.png").shape[1] >= 6 * demo.PANEL
     header = next(line for line in run.terminal.splitlines() if line.strip() in ("select and pack", "dense"))
     assert header.split() == ["select", "and", "pack"]
+
+
+@pytest.mark.parametrize(
+    "config, title",
+    [
+        ("mask_rcnn_spt_nano_fpn_demo", "select and pack"),
+        ("mask_rcnn_spa_vit_nano_fpn", "select and pack"),
+        ("mask_rcnn_swin_nano_fpn_demo", "dense"),
+        ("mask_rcnn_vit_nano_fpn", "dense"),
+        ("mask_rcnn_dynamic_swin_nano_fpn", "dynamic_swin"),
+        ("mask_rcnn_sparse_vit_nano_fpn", "sparse_vit"),
+        ("mask_rcnn_svit_gated_swin_nano_fpn", "svit_gated_swin"),
+        ("mask_rcnn_dat_nano_fpn", "dat"),
+    ],
+)
+def test_only_dense_backbones_are_called_dense(demo: ModuleType, config: str, title: str) -> None:
+    cfg = get_config(f"Shapes-InstanceSegmentation/{config}.yaml")
+    assert demo.column_title(cfg) == title
+
+
+def test_a_peer_has_no_twin_beside_it(demo: ModuleType, dense: Run, capsys: pytest.CaptureFixture) -> None:
+    """Though a folder lies where its twin's would."""
+    peer = dense.folder.with_name(dense.folder.name.removesuffix("-dense"))
+    for title, columns in (("dat", ["dat"]), ("select and pack", ["select", "and", "pack", "dense"])):
+        demo.compare(peer, dense.summary, title)
+        assert capsys.readouterr().out.strip().splitlines()[0].split() == columns
 
 
 def test_a_classifier_is_refused_before_anything_is_removed_or_made(demo: ModuleType, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from detectron2.utils.events import EventWriter
 
 from spt_d2 import get_config_file
 from spt_d2.config import classifies
+from spt_d2.config_hierarchy import backbone_kind
 from spt_d2.curves import draw_curves, read_metrics
 from spt_d2.data import build_mapper
 from spt_d2.data.datasets import dataset_root
@@ -57,6 +58,8 @@ from spt_d2.visualization import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+# Titles of the table's columns, in their order.
+TWINS = ("select and pack", "dense")
 CONFIGS = {
     False: "Shapes-InstanceSegmentation/mask_rcnn_spt_nano_fpn_demo.yaml",
     True: "Shapes-InstanceSegmentation/mask_rcnn_swin_nano_fpn_demo.yaml",
@@ -220,21 +223,22 @@ def draw_examples(cfg: CfgNode, predictor: SelectionPredictor, number: int = 6) 
     return picture_grid(rows, titles, groups=2, legend=legend)
 
 
-def is_dense(cfg: CfgNode) -> bool:
-    """Whether no block of the config's backbone selects."""
-    name = cfg.MODEL.BACKBONE.NAME
-    return "spt" not in name and not ("vit" in name and cfg.MODEL.VIT.SPA_BLOCKS)
+def column_title(cfg: CfgNode) -> str:
+    """What a run is called in the table: one of the twins, or the kind of backbone that has none."""
+    kind = backbone_kind(cfg)
+    if kind == "spt" or (kind == "vit" and cfg.MODEL.VIT.SPA_BLOCKS):
+        return TWINS[0]
+    return TWINS[1] if kind in ("swin", "vit") else kind
 
 
-def compare(output: Path, summary: dict, dense: bool) -> None:
-    """The table, with the twin beside it where it was trained."""
+def compare(output: Path, summary: dict, title: str) -> None:
+    """The table, with the twin beside it where there is one and it was trained."""
     name = output.name
     twin = output.with_name(name.removesuffix("-dense") if name.endswith("-dense") else f"{name}-dense")
-    columns = {"dense" if dense else "select and pack": summary}
-    other = read_summary(twin / "summary.json")
+    columns = {title: summary}
+    other = read_summary(twin / "summary.json") if title in TWINS else None
     if other is not None:
-        columns["select and pack" if dense else "dense"] = other
-        columns = {title: columns[title] for title in ("select and pack", "dense")}
+        columns = {each: summary if each == title else other for each in TWINS}
     say(f"\n{summary_table(columns)}\n")
     if other is not None:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime((twin / "summary.json").stat().st_mtime))
@@ -267,7 +271,7 @@ def main(argv: list[str] | None = None) -> dict:
         predictor = build_predictor(cfg, str(args.output / "model_final.pth"))
         save_picture(args.output / "selection.png", draw_examples(cfg, predictor))
         save_picture(args.output / "curves.png", draw_curves(read_metrics(args.output / "metrics.json")))
-    compare(args.output, summary, is_dense(cfg))
+    compare(args.output, summary, column_title(cfg))
     for name in ("summary.json", "selection.png", "curves.png", "log.txt"):
         say(shown(args.output / name))
     say(f"{duration(time.perf_counter() - begin)} in all")
