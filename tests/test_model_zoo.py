@@ -78,9 +78,11 @@ def test_a_measurement_stands_in_its_row_with_its_provenance(tmp_path):
     "suffix, overrides, expected",
     [
         ("yaml", ["SEED", "1", "MODEL.WEIGHTS", "swin.pth"], True),
+        ("yaml", ["OUTPUT_DIR", "output/spt"], True),
         ("yaml", ["MODEL.SPT.THRESHOLD", "0.5"], False),
         ("yaml", ["SEED", "1", "SOLVER.MAX_ITER", "10"], False),
         ("py", ["train.seed=1", "train.init_checkpoint=w.pth"], True),
+        ("py", ["train.output_dir=output/spt"], True),
         ("py", ["train.seed=1", "train.max_iter=10"], False),
     ],
 )
@@ -155,6 +157,14 @@ def test_every_config_of_a_row_exists_and_is_the_backbone_that_is_counted():
                         if isinstance(value, (list, tuple))
                         else (node[key.split(".")[-1]] == value)
                     ), (row.config, key)
+
+
+def test_every_row_of_a_backbone_that_has_configs_names_one():
+    """As DAT's once did not: where a backbone is built, its rows of the paper have a config."""
+    built = ("Swin-", "SPT-", "DAT-", "DynamicSwin-", "SparseViT")
+    table = read_paper(PAPER)["table1"]
+    assert {row.model for row in table.rows if row.config is None} == set()
+    assert all(row.model.startswith(built) for row in table.rows)
 
 
 def test_markers_that_are_missing_are_an_error():

@@ -24,7 +24,7 @@ METRICS = {
     "peak_memory_mb": ("peak memory, MB", 0),
 }
 # Overrides that make no other config, of yaml and LazyConfig.
-_HARMLESS = {"SEED", "MODEL.WEIGHTS", "train.seed", "train.init_checkpoint"}
+_HARMLESS = {"SEED", "MODEL.WEIGHTS", "OUTPUT_DIR", "train.seed", "train.init_checkpoint", "train.output_dir"}
 _NEEDED = ("config", "overrides", "data", "hardware", "commit", "date", "seeds", "command", "metrics")
 
 
@@ -68,7 +68,7 @@ class Record:
 
     @property
     def as_configured(self) -> bool:
-        """Whether the config was run as it is: of overrides a seed and a checkpoint to start from at most."""
+        """Whether the config was run as it is: of overrides a seed, a checkpoint and an output folder at most."""
         if self.config.endswith(".py"):
             keys = [override.partition("=")[0] for override in self.overrides]
         else:
