@@ -24,10 +24,13 @@ def checkpoint(config: str, overrides: Overrides, given: str | None = None) -> s
         an absolute path or an address; "" where the run starts from scratch.
 
     Raises:
-        ValueError: a variable of the environment that is not set.
+        ValueError: a variable of the environment that is not set; a checkpoint among the overrides that is no text.
         FileNotFoundError: no such config.
     """
-    found = overrides.get(KEY, given)
+    own = overrides.get(KEY)
+    if own is not None and not isinstance(own, str):
+        raise ValueError(f'{KEY} expects a path, an address, or "" to start from scratch. Got {own!r}.')
+    found = given if own is None else own
     if found is None:
         found = read_config(find_config(config)).MODEL.WEIGHTS
     found = os.path.expanduser(expand(found))

@@ -121,7 +121,8 @@ def _dirty(commit: str | None) -> str:
 
 def _machine(machine: dict) -> str:
     device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
+    runs = "1 run" if machine["concurrent_runs"] == 1 else f"{machine['concurrent_runs']} runs"
     return (
         f"{device}{machine['processor']}, {machine['threads']} of {machine['cores']} cores a run, "
-        f"{machine['concurrent_runs']} runs at a time, torch {machine['torch']}"
+        f"{runs} at a time, torch {machine['torch']}"
     )

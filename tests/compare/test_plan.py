@@ -127,6 +127,8 @@ def test_a_checkpoint_that_an_override_or_the_config_names_is_part_of_the_settin
         ("~/planned", {}, "planned"),
         (None, {"MODEL.WEIGHTS": str(tmp_path / "override")}, "override"),
         ("~/planned", {"MODEL.WEIGHTS": "~/override"}, "override"),
+        # Null in yaml is no wish.
+        ("~/planned", {"MODEL.WEIGHTS": None}, "planned"),
     ):
         given = dataclasses.replace(own, weights=weights).restricted(overrides=override)
         job = build_job(given, run_of(given, "shapes", "spt"), "out", "res")
@@ -135,6 +137,11 @@ def test_a_checkpoint_that_an_override_or_the_config_names_is_part_of_the_settin
         assert load_config(job.config_file, job.options).MODEL.WEIGHTS == options_of(job)["MODEL.WEIGHTS"]
         assert str(tmp_path) not in str(job.settings).replace(str(config), "")
     assert run_settings(own, run_of(own, "shapes", "dense"))["weights"] == ""
+
+
+def test_a_checkpoint_among_the_overrides_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match='expects a path, an address, or "" to start from scratch. Got 3.'):
+        checkpoint(SPT, {"MODEL.WEIGHTS": 3}, "")
 
 
 def test_a_checkpoint_at_an_address_is_downloaded_for_its_digest(monkeypatch, tmp_path):

@@ -140,6 +140,14 @@ def test_provenance_names_commits_machines_and_checkpoints():
         assert words in text
 
 
+def test_provenance_counts_one_run_as_one():
+    alone = result()
+    alone["machine"]["concurrent_runs"] = 1
+    assert ", 1 run at a time, " in provenance([alone])
+    alone["machine"]["concurrent_runs"] = 2
+    assert ", 2 runs at a time, " in provenance([alone])
+
+
 @pytest.mark.parametrize(
     "weights, words", [("", "from scratch"), (None, "what the configs name, not recorded"), ("ab" * 32, "ab" * 6)]
 )
