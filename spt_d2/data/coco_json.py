@@ -76,10 +76,11 @@ def naming_image(image: Mapping[str, Any]) -> Iterator[None]:
     Within: say which image an error is of.
 
     Raises:
-        ValueError: in place of a ValueError, or of a KeyError for what a record lacks or a category that is not known.
+        ValueError: in place of a ValueError, of a KeyError for what a record lacks or a category that is not known, or
+            of a TypeError for a null or a text where a number belongs.
     """
     try:
         yield
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         what = f"lacks, or does not know, {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"Image {image.get('id')}: {what}\nHINT: tools/check_dataset.py finds all faults.") from error

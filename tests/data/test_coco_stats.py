@@ -270,7 +270,14 @@ def a_box_that_is_not_finite(content):
     content["annotations"][0]["bbox"] = [1, float("nan"), 3, 3]
 
 
-@pytest.mark.parametrize("spoil", [a_category_that_is_not_there, an_image_without_its_size, a_box_that_is_not_finite])
+def an_image_of_no_size(content):
+    content["images"][0]["height"] = None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [a_category_that_is_not_there, an_image_without_its_size, an_image_of_no_size, a_box_that_is_not_finite],
+)
 def test_what_is_not_sound_is_told_with_its_image_and_the_cure(content, spoil):
     spoil(content)
     for measure in (lambda: measure_dataset(content, "box"), lambda: sparse_subset(content, 0.3, "union", "box")):
