@@ -17,6 +17,14 @@ from spt_d2.ops.packing import PackedLayout, pack_layout
 from spt_d2.ops.selection import select_tokens
 
 PARTS = ("gate", "select", "pack", "unpack")
+# Of a block that can be taken apart.
+OPTIONS = {
+    "position": "none",
+    "gating": "none",
+    "ffn_tokens": "all",
+    "proj_tokens": "selected",
+    "packing": "containers",
+}
 
 
 class BlockParts:
@@ -26,13 +34,23 @@ class BlockParts:
     The parts are those of the rectangular form, or, where xformers' kernels do the attention, of the packed sequence.
 
     Args:
-        block: whose options are ``GATING none``, ``PROJ_TOKENS selected``, ``FFN_TOKENS all``, and no position; in
-            evaluation mode.
+        block: with the options of :data:`OPTIONS`; in evaluation mode.
         x: (B, H, W, C) its input.
         valid, score_up: as the block takes them.
+
+    Raises:
+        ValueError: another option, under which a block does other work than these parts.
     """
 
     def __init__(self, block: SelectPackBlock, x: Tensor, valid: Tensor, score_up: Tensor):
+        other = {
+            name: getattr(block.options, name) for name in OPTIONS if getattr(block.options, name) != OPTIONS[name]
+        }
+        if other:
+            raise ValueError(
+                "BlockParts(block=) expects the options that the parts are taken apart by.\n"
+                + "\n".join(f"  {name}: {value} (expected {OPTIONS[name]})" for name, value in other.items())
+            )
         self.block, self.x, self.valid, self.score_up = block, x, valid, score_up
         self.rectangular = not (x.is_cuda and xformers_available())
         self.normed = block.norm1(x)
@@ -118,7 +136,7 @@ class BlockParts:
         self.attend()
         # As many tokens as are kept, whichever.
         block.attn.proj(self.tokens)
-        if runs_in_chunks(block, self.x):
+        if runs_in_chunks(self.x, block.drop_path, block.norm2, block.mlp):
             # Written into, as the block does with what it has just made.
             return add_mlp(self.x.clone(), block.norm2, block.mlp)
         return self.x + block.mlp(block.norm2(self.x))

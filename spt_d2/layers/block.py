@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spt_d2.layers import chunked
-from spt_d2.layers.chunked import runs_in_chunks
+from spt_d2.layers.chunked import is_observed, runs_in_chunks
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.gate import SelectionGate, initial_gate_bias
 from spt_d2.layers.mlp import Mlp
@@ -54,6 +54,9 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
         """
+        On a CPU a few windows at a time, which does not call ``attn`` but does its work; over the whole map where a
+        hook within the block would miss that, or another module has taken the place of ``attn``.
+
         Args:
             x: (B, H, W, C).
             in_place: whether the result may be written into ``x``, where that is faster: at inference on a CPU.
@@ -61,7 +64,10 @@ class SwinBlock(nn.Module):
         Returns:
             (B, H, W, C).
         """
-        return chunked.swin_block(self, x, in_place) if x.is_cpu else self.whole_map(x)
+        replaced = type(self.attn) is not WindowAttention or type(self.drop_path) is not DropPath
+        if not x.is_cpu or replaced or is_observed(*self.children()):
+            return self.whole_map(x)
+        return chunked.swin_block(self, x, in_place)
 
     def whole_map(self, x: Tensor) -> Tensor:
         """:meth:`forward` over all windows at once."""
@@ -223,7 +229,7 @@ class SelectPackBlock(nn.Module):
 
     def _add_ffn(self, x: Tensor, layout: PackedLayout) -> Tensor:
         if self.options.ffn_tokens == "all":
-            if runs_in_chunks(self, x):
+            if runs_in_chunks(x, self.drop_path, self.norm2, self.mlp):
                 return chunked.add_mlp(x, self.norm2, self.mlp)
             return x + self.drop_path(self.mlp(self.norm2(x)))
         flat = x.flatten(0, 2)

@@ -31,9 +31,20 @@ _CHUNK_TOKENS = 1024
 _CHUNK_TOKENS_TRAINING = 3136
 
 
-def runs_in_chunks(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module is at inference on a CPU, where it may do so a few tokens at a time and in place."""
-    return x.is_cpu and not module.training and not torch.is_grad_enabled()
+def runs_in_chunks(x: Tensor, *parts: nn.Module) -> bool:
+    """Whether parts of a module are at inference on a CPU, where they may run a few tokens at a time and in place."""
+    if not x.is_cpu or torch.is_grad_enabled() or is_observed(*parts):
+        return False
+    return not any(module.training for part in parts for module in part.modules())
+
+
+def is_observed(*modules: nn.Module) -> bool:
+    """Whether a hook is to see what one of these modules, or a part of one, is given or gives: a whole map then."""
+    return nn.modules.module._has_any_global_hook() or any(
+        inner._forward_hooks or inner._forward_pre_hooks or inner._backward_hooks or inner._backward_pre_hooks
+        for module in modules
+        for inner in module.modules()
+    )
 
 
 def chunk_tokens(hidden_dim: int) -> int:
@@ -43,7 +54,8 @@ def chunk_tokens(hidden_dim: int) -> int:
 
 
 def add_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
-    """``x + mlp(norm(x))`` of (..., C) tokens at inference, chunk by chunk, written into ``x``."""
+    """``x + mlp(norm(x))`` of (..., C) tokens at inference, chunk by chunk; written into ``x`` if it is contiguous."""
+    x = x.contiguous()
     for part in x.view(-1, x.shape[-1]).split(chunk_tokens(mlp.fc1.out_features)):
         part += mlp(norm(part))
     return x
@@ -67,7 +79,7 @@ def swin_block(block: "SwinBlock", x: Tensor, in_place: bool = False) -> Tensor:
     tokens, bias = x.reshape(-1, x.shape[-1]), window_bias(attn, x.dtype)
     # An image's branch is dropped whole, whichever chunks its windows are in.
     factors = [block.drop_path.sample(x.shape[0], x) for _ in range(2)]
-    if runs_in_chunks(block, x):
+    if runs_in_chunks(x, *block.children()):
         out = tokens if in_place else torch.empty_like(tokens)
         for chunk in plan.chunks:
             out.index_copy_(0, chunk.places, _run(block, tokens.index_select(0, chunk.places), chunk, bias))

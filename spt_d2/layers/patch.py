@@ -50,7 +50,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
-        if runs_in_chunks(self, x):
+        if runs_in_chunks(x, self.norm, self.reduction):
             return self._row_by_row(x)
         return self.reduction(self.norm(self.cells(x)))
 

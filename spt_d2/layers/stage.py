@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_d2.layers.block import Decision, SelectPackBlock, SwinBlock
+from spt_d2.layers.chunked import is_observed
 from spt_d2.layers.patch import PatchMerging
 from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.ops.selection import BlockSelection
@@ -72,8 +73,8 @@ class SwinStage(Stage):
         """(B, H, W, C) to (B, H, W, C), before the merging."""
         for i, block in enumerate(self.blocks):
             # A map for every block would be mapped into memory anew each time. The first block's input is others'.
-            in_place = i > 0 and not is_watched(self.blocks[i - 1], block)
-            x = run_block(block, self.use_checkpoint, x, in_place)
+            in_place = (True,) if i > 0 and not is_shared(self.blocks[i - 1], block) else ()
+            x = run_block(block, self.use_checkpoint, x, *in_place)
         return x
 
 
@@ -128,9 +129,10 @@ class SelectPackStage(Stage):
         return x, selections
 
 
-def is_watched(before: nn.Module, after: nn.Module) -> bool:
-    """Whether a hook may have kept the tensor that one module gave and the other is given."""
-    return bool(before._forward_hooks or after._forward_pre_hooks)
+def is_shared(before: nn.Module, after: nn.Module) -> bool:
+    """Whether others may hold the map that one block gave and the next is given: a hook, or what wraps a block."""
+    as_built = all(type(block) is SwinBlock and "forward" not in vars(block) for block in (before, after))
+    return not as_built or is_observed(before, after)
 
 
 def run_block(block: nn.Module, use_checkpoint: bool, *inputs: Any) -> Any:

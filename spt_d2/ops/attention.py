@@ -106,9 +106,10 @@ def packed_attention(
         bias_table: ((2M - 1)^2, h) relative position bias table, or None. With it, the rectangular form is used on
             every device: the block-diagonal mask admits no bias. Whole images (``segment="image"``) take none.
         window_size: M of the table.
-        backend: ``auto`` (xformers' block-diagonal kernel on CUDA where it takes the input, else the rectangular form
-            through ``scaled_dot_product_attention``, or segment by segment where segments are whole images),
-            ``xformers``, or ``sdpa``.
+        backend: ``auto`` (xformers' block-diagonal kernel on CUDA where it takes the input, else ``sdpa``),
+            ``xformers``, or ``sdpa``: the rectangular form through ``scaled_dot_product_attention``, at inference on a
+            CPU through batched products (:func:`container_attention`); segment by segment where segments are whole
+            images.
         dropout: of the attention weights; pass 0 in evaluation.
 
     Returns:
@@ -222,7 +223,7 @@ def _rectangular_xformers(
 def _rectangular_sdpa(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, table: Tensor | None, window_size: int, dropout: float
 ) -> Tensor:
-    """``scaled_dot_product_attention`` over containers (R, h, L, d): any device, any float dtype."""
+    """:func:`container_attention` over containers (R, h, L, d): any device, any float dtype."""
     containers = layout.fill_containers(torch.stack((q, k, v), dim=1))
     q, k, v = containers.permute(2, 0, 3, 1, 4)
     mask = layout.container_mask

@@ -76,7 +76,8 @@ def window_plan(
     places = window_partition(places, window_size)[0].squeeze(-1)
     border, mask = (places < 0).any(dim=1), None
     if shift_size:
-        mask = shifted_window_mask(padded, window_size, shift_size, torch.device("cpu"), torch.float32)
+        # Not from its cache, which would keep the whole for the sake of the border.
+        mask = shifted_window_mask.__wrapped__(padded, window_size, shift_size, torch.device("cpu"), torch.float32)
         border |= (mask != 0).flatten(1).any(dim=1)
         mask = mask[border].repeat(batch, 1, 1).to(device)
     first = torch.arange(batch)[:, None, None] * (height * width)

@@ -38,6 +38,35 @@ def test_the_parts_one_after_the_other_are_the_block(number, keep_ratio, device)
     torch.testing.assert_close(out + block.mlp(block.norm2(out)), expected)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"position": "relative_bias"},
+        {"gating": "sigmoid"},
+        {"ffn_tokens": "selected"},
+        {"proj_tokens": "all"},
+        {"packing": "padded"},
+    ],
+)
+def test_a_block_that_does_other_work_is_not_taken_apart(option):
+    block = nano_spt(torch.float32, **option).eval().layers[2].blocks[0]
+    x = torch.randn(1, 4, 4, 32)
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=rf"\n  {name}: {value} \(expected "):
+        BlockParts(block, x, torch.ones(1, 4, 4, dtype=torch.bool), torch.full((1, 4, 4), -100.0))
+
+
+def test_both_stages_have_to_select():
+    with pytest.raises(ValueError, match=r"expects stages \(3, 4\) to select. Got SPA_STAGES \[4\]"):
+        attention_cases(
+            keep_ratios=[0.3],
+            batches=[1],
+            image_sizes=[(64, 64)],
+            device=CPU,
+            overrides={**NANO, "MODEL.SPT.SPA_STAGES": [4]},
+        )
+
+
 def test_arithmetic_and_selection_together_call_every_layer_of_the_block_once():
     model = nano_spt(torch.float32).eval()
     Planting(model).use(0.5, 1, (64, 64))

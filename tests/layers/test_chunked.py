@@ -25,11 +25,11 @@ def both_ways(module: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """What a module gives in chunks, and over whole maps: with gradients asked for, it runs as in training."""
     before = [x.clone() for x in inputs]
     with torch.no_grad():
-        assert chunked.runs_in_chunks(module, inputs[0])
+        assert chunked.runs_in_chunks(inputs[0], module)
         in_chunks = module(*inputs)
     assert all(torch.equal(x, y) for x, y in zip(inputs, before)), "an input was written into"
     with torch.enable_grad():
-        assert not chunked.runs_in_chunks(module, inputs[0])
+        assert not chunked.runs_in_chunks(inputs[0], module)
         whole = module(*inputs)
     return in_chunks, whole
 
@@ -126,9 +126,79 @@ def test_patch_embedding_is_a_linear_layer_on_patches(size):
 def test_what_drops_or_is_trained_does_not_run_in_chunks():
     block, x = SwinBlock(8, 2), torch.zeros(1, 7, 7, 8)
     with torch.no_grad():
-        assert not chunked.runs_in_chunks(block.train(), x) and chunked.runs_in_chunks(block.eval(), x)
-        assert not chunked.runs_in_chunks(block, x.to("meta"))
-    assert not chunked.runs_in_chunks(block, x)
+        assert not chunked.runs_in_chunks(x, block.train()) and chunked.runs_in_chunks(x, block.eval())
+        assert not chunked.runs_in_chunks(x.to("meta"), block)
+        # Stochastic depth alone, as for Monte Carlo estimates.
+        block.drop_path.train()
+        assert not chunked.runs_in_chunks(x, block)
+    assert not chunked.runs_in_chunks(x, block.eval())
+
+
+@pytest.mark.parametrize("kind", ("swin", "spt"))
+def test_branches_are_dropped_at_inference_where_only_their_dropping_is_in_training(kind):
+    if kind == "swin":
+        block, inputs = SwinBlock(8, 2, drop_path=0.5), ()
+    else:
+        block, inputs = SelectPackBlock(8, 2, SelectPackOptions(), drop_path=0.5), (torch.ones(64, 7, 7).bool(),)
+    block = randomised(block)
+    block.drop_path.train()
+    with torch.no_grad():
+        x = torch.randn(64, 7, 7, 8, dtype=torch.float64)
+        out = block(x, *inputs)
+    unchanged = ((out if kind == "swin" else out[0]) == x).flatten(1).all(dim=1).sum()
+    assert 0 < unchanged < 48
+
+
+def test_a_map_in_another_memory_layout():
+    options = SelectPackOptions(proj_tokens="all")
+    block = randomised(SelectPackBlock(8, 2, options))
+    x, valid = torch.randn(2, 8, 9, 10, dtype=torch.float64).permute(0, 2, 3, 1), torch.ones(2, 9, 10).bool()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, valid)[0], block(x.contiguous(), valid)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("place", ("attn", "attn.qkv", "norm1", "norm2", "mlp.fc1", "everywhere"))
+def test_hooks_within_a_block_see_whole_maps(place, training):
+    """Attention maps and class activation maps are taken by such hooks."""
+    block, x, seen = SwinBlock(8, 2, shift_size=3).train(training), torch.randn(2, 14, 21, 8), []
+
+    def hook(module, inputs, output):
+        seen.append((module, inputs[0], inputs[0].clone(), output))
+
+    if place == "everywhere":
+        handle = nn.modules.module.register_module_forward_hook(hook)
+    else:
+        handle = block.get_submodule(place).register_forward_hook(hook)
+    with torch.no_grad(), handle:
+        out = block(x)
+    with torch.no_grad():
+        torch.testing.assert_close(out, block(x))
+    of_attn = [seen_of for seen_of in seen if seen_of[0] is (block.attn if place == "everywhere" else seen[0][0])]
+    assert len(of_attn) == 1 and of_attn[0][1].numel() // of_attn[0][1].shape[-1] == 2 * 14 * 21
+    assert all(torch.equal(given, copy) for _, given, copy, _ in seen), "what a hook was given was written into"
+
+
+def test_attention_that_was_put_in_its_place_is_called():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return torch.zeros_like(x)
+
+    block, x = SwinBlock(8, 2).eval(), torch.randn(1, 7, 7, 8)
+    block.attn = Nothing()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), x + block.mlp(block.norm2(x)))
+
+
+def test_a_block_that_was_taken_out_of_a_stage():
+    torch.manual_seed(0)
+    stage = SwinStage(dim=8, depth=3, num_heads=2, window_size=7, drop_path=[0.0] * 3, downsample=False).eval()
+    stage.blocks[1] = nn.Identity()
+    x = torch.randn(1, 14, 14, 8)
+    before = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(stage(x), stage.blocks[2](stage.blocks[0](x)))
+    assert torch.equal(x, before)
 
 
 def test_a_chunk_is_as_large_as_the_cache_allows_and_no_smaller_than_pays():
@@ -168,6 +238,20 @@ def test_a_stage_writes_over_nothing_that_others_may_hold():
             handle.remove()
         handles = [block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for block in stage.blocks]
         stage(x)
+        for handle in handles:
+            handle.remove()
+        # After a block, what it was given; of all modules; by a function in the place of its own.
+        stage.blocks[1].register_forward_hook(lambda _, inputs, output: given.append(inputs[0]))
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, inputs, output: kept.append(output) if isinstance(module, SwinBlock) else None
+        )
+        stage(x)
+        handle.remove()
+        forward = stage.blocks[2].forward
+        stage.blocks[2].forward = lambda x: given.append(x) or forward(x)
+        stage(x)
     assert torch.equal(x, before)
-    for tensor, wanted in zip([*kept, *given], [*expected[1:], *expected[:-1]], strict=True):
+    wanted_kept = [*expected[1:], *expected[1:]]
+    wanted_given = [*expected[:-1], expected[1], expected[1], expected[2]]
+    for tensor, wanted in zip([*kept, *given], [*wanted_kept, *wanted_given], strict=True):
         torch.testing.assert_close(tensor, wanted)

@@ -161,7 +161,7 @@ class Swin(FreezableBackbone):
         name = self._stage_names[i]
         if name in self._out_features:
             norm = getattr(self, f"norm{i}")
-            in_chunks = runs_in_chunks(self, x)
+            in_chunks = runs_in_chunks(x, norm)
             features[name] = channels_first(x, norm) if in_chunks else norm(x).permute(0, 3, 1, 2).contiguous()
 
     @property
