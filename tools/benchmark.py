@@ -96,8 +96,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in args.names if name not in OWN]
     if unknown:
         parser.error(f"--names expects some of {', '.join(OWN)}. Got {', '.join(unknown)}")
+    shares = [share for given in args.keep_ratios for share in (given.values() if isinstance(given, dict) else [given])]
+    if not all(0 <= share <= 1 for share in shares):
+        parser.error(f"--keep-ratios expects shares from 0 to 1. Got {', '.join(f'{share:g}' for share in shares)}")
     if (args.command == "report") != bool(args.files):
         parser.error("report expects results files, and nothing else does")
+    if args.command == "report" and args.json:
+        parser.error("--json is for what is measured; report reads such files")
     if len(args.opts) % 2:
         parser.error(f"--opts expects keys and values in turn. Got {' '.join(args.opts)}")
     if min(args.rounds, *args.batch_sizes) < 1 or args.warmup < 0 or (args.threads is not None and args.threads < 1):

@@ -35,12 +35,17 @@ def attention_cases(
 
     Args: as :func:`spt_d2.benchmark.backbone.backbone_cases`, and
         modes: of :data:`spt_d2.benchmark.steps.MODES`.
+
+    Raises:
+        ValueError: overrides under which one of the stages does not select, or its blocks cannot be taken apart.
     """
     overrides = overrides or {}
     weights = dense_weights(overrides)
     dense: Any = build_own(DENSE, overrides, weights).to(device)
     spt: Any = build_own(SELECTING, overrides, weights).to(device)
     planting = Planting(spt)
+    if not set(STAGES) <= set(planting.stages):
+        raise ValueError(f"attention_cases expects stages {STAGES} to select. Got SPA_STAGES {planting.stages}.")
     cases = []
     for image_size, batch, number in itertools.product(image_sizes, batches, STAGES):
         stages = dense.layers[number - 1], spt.layers[number - 1]

@@ -1,6 +1,8 @@
 """
 Dense Swins of others, computing what ours computes: the same weights, the same four maps, each with its LayerNorm.
 
+On maps that are no whole windows timm's border windows hold other tokens, and as many: it rolls before it pads.
+
 Detectron2 gives such maps by itself. To timm's and torchvision's classifiers the four norms of a detection backbone are
 added, and the two copies that lay maps out as (B, C, H, W), which a pyramid asks for. Their own final norm and head are
 not run. All are what a user gets by default: eager, with the attention that the package chooses.

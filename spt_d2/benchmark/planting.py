@@ -77,8 +77,11 @@ def planted_ranks(
         for others.
 
     Raises:
-        ValueError: sizes that do not halve evenly; a stage that is to keep more than what the next leaves room for.
+        ValueError: shares out of range; sizes that do not halve evenly; a stage that is to keep more than what the next
+            leaves room for.
     """
+    if not all(0 <= keep_ratio <= 1 for keep_ratio in keep_ratios.values()):
+        raise ValueError(f"planted_ranks(keep_ratios=) expects shares in [0, 1]. Got {dict(keep_ratios)}.")
     ranks: dict[int, Tensor] = {}
     coarser: int | None = None
     for stage in sorted(keep_ratios, reverse=True):
@@ -150,6 +153,8 @@ class Planting:
                 f"  threshold: {options.threshold} (expected above 0)"
             )
         self.border = options.tau * math.log(options.threshold / (1.0 - options.threshold))
+        # Holds at inference, where shares are checked.
+        self.token_budget = options.token_budget
         self.nested = backbone.multi_scale
         self.stages: list[int] = []
         self._gates: list[tuple[int, PlantedGate]] = []
@@ -206,10 +211,10 @@ class Planting:
 
     def check(self, selections: Sequence[BlockSelection], keep_ratio: KeepRatio) -> None:
         """
-        Raise RuntimeError where a block did not keep exactly the share that was planted.
+        Raise RuntimeError where a block did not keep exactly the share that was planted, or the budget if that is less.
 
         Args:
-            selections: of a forward pass.
+            selections: of a forward pass at inference.
             keep_ratio: as planted.
         """
         ratios = self.ratios(keep_ratio)
@@ -218,6 +223,7 @@ class Planting:
                 continue
             counts = selection.keep_mask.flatten(1).sum(dim=1).tolist()
             wanted = share(ratios[selection.stage], selection.keep_mask[0].numel())
+            wanted = min(wanted, self.token_budget or wanted)
             if any(count != wanted for count in counts):
                 raise RuntimeError(
                     f"Stage {selection.stage}, block {selection.block} was to keep {wanted} tokens of each image. "

@@ -114,6 +114,22 @@ def test_every_block_keeps_exactly_the_share(options, keep_ratio, training):
             assert not torch.equal(selection.keep_mask[0], selection.keep_mask[1])
 
 
+def test_a_budget_cuts_what_is_planted_at_inference():
+    model = nano_spt(torch.float32, token_budget=10).eval()
+    planting = Planting(model)
+    planting.use(0.23, 2, (128, 192))
+    selections = model.forward_with_selections(images(2, 128, 192, torch.float32))[1]
+    planting.check(selections, 0.23)
+    # 96 tokens in stage 3, and 24 in stage 4.
+    assert {s.stage: s.layout.counts for s in selections if s.keep_mask is not None} == {3: (10, 10), 4: (6, 6)}
+
+
+@pytest.mark.parametrize("keep_ratio", (-0.5, 23.0, float("nan")))
+def test_shares_out_of_range_are_refused(keep_ratio):
+    with pytest.raises(ValueError, match=r"planted_ranks\(keep_ratios=\) expects shares in \[0, 1\]"):
+        planted_ranks((64, 64), {4: keep_ratio}, 0)
+
+
 def test_a_share_can_be_changed_and_another_one_is_noticed():
     model = nano_spt(torch.float32).eval()
     planting = Planting(model)
