@@ -11,7 +11,8 @@ Search for the shares of windows that SparseViT skips in each stage: most accura
 
 The model is to have been trained at drawn ratios (MODEL.SPARSE_VIT.SAMPLE_RATIOS), and is to be trained on at those
 that are found. Milliseconds are of the backbone on one image, on this machine, timed in turn with the dense backbone.
-Leaves search.json (all that was measured) and best.yaml in --output. The same command goes on where an interrupted one
+Leaves search.json (all that was measured) and best.yaml in --output: the config and its overrides with the ratios
+found; for a LazyConfig best.txt, the overrides to train it on with. The same command goes on where an interrupted one
 was; one with other bounds or more generations draws on what is known. Overrides of the config come last: KEY VALUE for
 yaml, path.key=value for a LazyConfig.
 """
@@ -30,7 +31,7 @@ from spt_d2.analysis.model_report import text_table
 from spt_d2.engine.model_config import open_config
 from spt_d2.provenance import code_commit
 from spt_d2.sparsity_search import SearchOptions, search_sparsity
-from spt_d2.sparsity_search.search import best_yaml
+from spt_d2.sparsity_search.search import best_overrides, best_yaml
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,16 +100,18 @@ def main(argv: list[str] | None = None) -> dict:
     ]
     print(f"\nDense, and the Pareto front of {found['evaluated']} evaluated of {found['measured']} timed:\n")
     print(text_table(header, rows))
-    path = os.path.join(output, "best.yaml")
-    is_yaml = not args.config_file.endswith(".py")
     bounds = f"{options.min_ms:g} to {options.max_ms:g} ms"
     comment = (
         f"Found by tools/search_sparsity.py at commit {code_commit()} for {bounds}:\n"
         f"{best['latency_ms']:.2f} ms ({best['of_dense']:.3f} of dense), {args.task} AP {best['accuracy']:.2f} on "
         f"{args.images or 'all'} images of {dataset}, before training at these ratios."
     )
-    base = os.path.relpath(args.config_file, output) if is_yaml else None
-    Path(path).write_text(best_yaml(base, best["ratios"], comment), encoding="utf-8")
+    if args.config_file.endswith(".py"):
+        path, text = os.path.join(output, "best.txt"), "\n".join([*args.opts, *best_overrides(best["ratios"]), ""])
+    else:
+        base = os.path.relpath(args.config_file, output)
+        path, text = os.path.join(output, "best.yaml"), best_yaml(base, args.opts, best["ratios"], comment)
+    Path(path).write_text(text, encoding="utf-8")
     print(f"\nBest: {best['ratios']}\n{os.path.join(output, 'search.json')}\n{path}")
     return found
 

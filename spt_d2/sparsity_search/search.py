@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import yaml
+
 from spt_d2.engine.model_config import ModelConfig
 from spt_d2.sparsity_search.evolution import evolve
 from spt_d2.sparsity_search.space import Ratios
-from spt_d2.sparsity_search.trials import Trials, plain
+from spt_d2.sparsity_search.trials import Trials
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +81,9 @@ def search_sparsity(
             the accuracy of another says little of what it will be after training at the ratios found.
 
     Returns:
-        ``{"dense", "best", "front", "measured", "evaluated"}``: candidates as the file has them (``front`` those of the
-        whole file, dense among them, that no other beats in both; fastest first), and numbers of candidates.
+        ``{"dense", "best", "front", "measured", "evaluated"}``: candidates as the file has them, and numbers of
+        candidates. All of the whole file, dense among them: ``best`` within the bounds, which is dense where they let
+        it in and nothing beats it; ``front`` those that no other beats in both, fastest first.
 
     Raises:
         ValueError: nothing was found within the bounds, and what :class:`~spt_d2.sparsity_search.trials.Trials` raises.
@@ -106,7 +109,7 @@ def search_sparsity(
         asked.update(zip(candidates, trials.milliseconds(candidates)))
         return [options.min_ms <= asked[candidate] <= options.max_ms for candidate in candidates]
 
-    generations = evolve(
+    evolve(
         trials.space,
         population=options.population,
         parents=options.parents,
@@ -116,20 +119,20 @@ def search_sparsity(
         satisfy=satisfy,
         accuracy=trials.accuracy,
     )
-    members = {ratios: accuracy for generation in generations for ratios, accuracy in generation.items()}
-    if not members:
+    evaluated = [found for found in trials.candidates.values() if found["accuracy"] is not None]
+    within = [found for found in evaluated if options.min_ms <= found["latency_ms"] <= options.max_ms]
+    if not within:
         raise ValueError(
             f"search_sparsity expects candidates of {options.min_ms:g} to {options.max_ms:g} ms. Got {len(asked)} of "
             f"{min(asked.values()):.2f} to {max(asked.values()):.2f} ms; dense: {trials.record['dense_ms']:.2f} ms.\n"
             "HINT: other bounds; what was measured is kept."
         )
-    best = max(members, key=lambda ratios: (members[ratios], -asked[ratios]))
     return {
         "dense": trials.candidates[dense],
-        "best": trials.candidates[best],
-        "front": pareto_front([found for found in trials.candidates.values() if found["accuracy"] is not None]),
+        "best": max(within, key=lambda found: (found["accuracy"], -found["latency_ms"])),
+        "front": pareto_front(evaluated),
         "measured": len(trials.candidates),
-        "evaluated": sum(found["accuracy"] is not None for found in trials.candidates.values()),
+        "evaluated": len(evaluated),
     }
 
 
@@ -142,17 +145,32 @@ def pareto_front(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return front
 
 
-def best_yaml(base: str | None, ratios: list[list[float]], comment: str) -> str:
+def best_yaml(base: str, overrides: Sequence[str], ratios: list[list[float]], comment: str) -> str:
     """
     The text of a yaml config that trains on at fixed ratios.
 
     Args:
-        base: path of the config it stands on, from where it will lie; None for one that gives the ratios alone.
+        base: path of the config it stands on, from where it will lie.
+        overrides: keys and values in turn, that the search had of the command line; but for the output folder, which
+            would be the same for both trainings.
         ratios: for each stage.
         comment: where they come from, a line each.
     """
+    keys = dict(zip(overrides[0::2], overrides[1::2]))
+    keys.pop("OUTPUT_DIR", None)
+    found = {"MODEL.SPARSE_VIT.PRUNING_RATIOS": ratios, "MODEL.SPARSE_VIT.SAMPLE_RATIOS": False}
+    content: dict[str, Any] = {"_BASE_": base}
+    for key, value in {**keys, **found}.items():
+        *nodes, leaf = key.split(".")
+        node = content
+        for name in nodes:
+            node = node.setdefault(name, {})
+        node[leaf] = value
     lines = [f"# {line}" for line in comment.splitlines()]
-    if base is not None:
-        lines.append(f'_BASE_: "{base}"')
-    lines += ["MODEL:", "  SPARSE_VIT:", f"    PRUNING_RATIOS: {plain(tuple(map(tuple, ratios)))}"]
-    return "\n".join([*lines, "    SAMPLE_RATIOS: False", ""])
+    return "\n".join([*lines, yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)])
+
+
+def best_overrides(ratios: list[list[float]]) -> list[str]:
+    """Overrides of a LazyConfig that trains on at fixed ratios."""
+    node = "model.backbone.bottom_up"
+    return [f"{node}.pruning_ratios={str(ratios).replace(' ', '')}", f"{node}.sample_ratios=False"]

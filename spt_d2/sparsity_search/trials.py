@@ -18,10 +18,11 @@ from typing import Any
 from spt_d2.analysis.latency import time_settings
 from spt_d2.analysis.model_report import bottom_up
 from spt_d2.analysis.sweep import task_accuracies
+from spt_d2.compare.start import checkpoint_digest
 from spt_d2.engine.model_config import ModelConfig
 from spt_d2.evaluation import selection_summary
 from spt_d2.modeling import SparseViT
-from spt_d2.provenance import code_commit, file_digest, machine
+from spt_d2.provenance import code_commit, machine
 from spt_d2.sparsity_search.capped import register_capped
 from spt_d2.sparsity_search.space import Ratios, RatioSpace
 from spt_d2.summary import read_summary, write_summary
@@ -81,7 +82,7 @@ class Trials:
             "config": config_name,
             "config_sha256": hashlib.sha256(config.text().encode()).hexdigest(),
             "weights": weights,
-            "weights_sha256": file_digest(weights),
+            "weights_sha256": checkpoint_digest(weights),
             "dataset": dataset,
             "images": images,
             "task": task,

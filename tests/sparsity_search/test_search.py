@@ -6,14 +6,16 @@ import math
 import pytest
 
 pytest.importorskip("detectron2")
+from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from spt_d2 import get_config_file
 from spt_d2.engine.model_config import open_config
 from spt_d2.engine.setup import load_config
 from spt_d2.sparsity_search import SearchOptions, search_sparsity
 from spt_d2.sparsity_search import trials as trials_module
 from spt_d2.sparsity_search.capped import register_capped
-from spt_d2.sparsity_search.search import best_yaml, pareto_front
+from spt_d2.sparsity_search.search import best_overrides, best_yaml, pareto_front
 from spt_d2.sparsity_search.trials import Trials
 from tests.conftest import ROOT, load_program
 
@@ -211,5 +213,81 @@ def test_program_leaves_a_json_and_a_config_that_trains_at_what_was_found(
     assert str(found["best"]["ratios"]) in printed and "Pareto front" in printed and " dense" in printed
     cfg = load_config(str(tmp_path / "best.yaml"))
     assert cfg.MODEL.SPARSE_VIT.PRUNING_RATIOS == found["best"]["ratios"] and not cfg.MODEL.SPARSE_VIT.SAMPLE_RATIOS
-    assert cfg.MODEL.SPARSE_VIT.EMBED_DIM == 16
-    assert "_BASE_" not in best_yaml(None, [[0.0]], "of a LazyConfig")
+    assert cfg.MODEL.SPARSE_VIT.EMBED_DIM == 16 and cfg.DATALOADER.NUM_WORKERS == 0
+
+
+def test_the_config_of_what_was_found_has_the_overrides_that_it_was_found_with(tmp_path):
+    """A dense config is searched over by overriding its backbone: without them it would train what it names itself."""
+    base = get_config_file("Shapes-InstanceSegmentation/mask_rcnn_swin_nano_fpn_demo.yaml")
+    overrides = ["MODEL.BACKBONE.NAME", "build_sparse_vit_fpn_backbone", "INPUT.SPT.STRIDES", "[4, 8, 16, 32]"]
+    overrides += [
+        "DATASETS.TEST",
+        "('mine_val',)",
+        "OUTPUT_DIR",
+        "of/the/search",
+        "MODEL.SPARSE_VIT.SAMPLE_RATIOS",
+        "True",
+    ]
+    ratios = [[0.1], [0.2], [0.3, 0.4], [0.5]]
+    (tmp_path / "best.yaml").write_text(best_yaml(base, overrides, ratios, "Found\nhere"))
+    cfg = load_config(str(tmp_path / "best.yaml"))
+    assert cfg.MODEL.BACKBONE.NAME == "build_sparse_vit_fpn_backbone" and cfg.INPUT.SPT.STRIDES == [4, 8, 16, 32]
+    assert cfg.DATASETS.TEST == ("mine_val",) and cfg.OUTPUT_DIR != "of/the/search"
+    assert cfg.MODEL.SPARSE_VIT.PRUNING_RATIOS == ratios and not cfg.MODEL.SPARSE_VIT.SAMPLE_RATIOS
+
+
+def test_overrides_of_a_lazy_config_train_at_what_was_found():
+    leaf = "projects/SPT/configs/Shapes-InstanceSegmentation/mask_rcnn_sparse_vit_nano_fpn.py"
+    cfg = LazyConfig.load(str(ROOT / leaf))
+    ratios = [[0.1], [0.2], [0.3, 0.4], [0.5]]
+    node = LazyConfig.apply_overrides(cfg, best_overrides(ratios)).model.backbone.bottom_up
+    assert node.pruning_ratios == ratios and node.sample_ratios is False
+
+
+def test_the_best_is_the_best_of_all_that_is_known_within_the_bounds(sparse, sparse_weights, tmp_path, monkeypatch):
+    """Of an earlier search with wider bounds too, though the evolution of this one proposes others."""
+
+    def clock(model, settings, inputs, *, rounds, warmup):
+        times = []
+        for setting in settings:
+            with setting():
+                ratios = model.backbone.bottom_up.pruning_ratios
+            work = 1 - sum(sum(stage) / len(stage) for stage in ratios) / 4
+            times.append(type("Latency", (), {"median_ms": 10.0 * work}))
+        return times
+
+    # Accuracy by time, best at six milliseconds.
+    def evaluate(model, *arguments):
+        ratios = model.backbone.bottom_up.pruning_ratios
+        work = 10.0 * (1 - sum(sum(stage) / len(stage) for stage in ratios) / 4)
+        return {"bbox": {"AP": -abs(work - 6.0)}}
+
+    monkeypatch.setattr(trials_module, "time_settings", clock)
+    monkeypatch.setattr(sparse, "evaluate", evaluate)
+
+    def search(seed, **bounds):
+        options = SearchOptions(population=6, parents=2, generations=3, seed=seed, **bounds)
+        return search_sparsity(sparse, str(tmp_path), options, weights=sparse_weights, **DATA, **TIMING)
+
+    wide = search(0)
+    slowest = wide["best"]["latency_ms"] + 0.01
+    narrow = search(1, min_ms=slowest - 3.0, max_ms=slowest)
+    assert narrow["best"]["accuracy"] >= wide["best"]["accuracy"]
+    within = [found for found in narrow["front"] if slowest - 3.0 <= found["latency_ms"] <= slowest]
+    assert narrow["best"] in within and narrow["best"]["accuracy"] == max(found["accuracy"] for found in within)
+    # Dense too, where the bounds let it in and it is the most accurate.
+    monkeypatch.setattr(
+        sparse, "evaluate", lambda model, *_: {"bbox": {"AP": -sum(map(sum, model.backbone.bottom_up.pruning_ratios))}}
+    )
+    options = SearchOptions(population=2, parents=1, generations=1)
+    found = search_sparsity(sparse, str(tmp_path / "dense"), options, weights=sparse_weights, **DATA, **TIMING)
+    assert found["best"] is found["dense"]
+
+
+def test_weights_at_an_address_are_digested_where_they_were_downloaded_to(
+    sparse, sparse_weights, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(trials_module, "checkpoint_digest", lambda place: asked.append(place) or "ab" * 32)
+    assert trials(sparse, sparse_weights, tmp_path).record["weights_sha256"] == "ab" * 32
+    assert asked == [sparse_weights]
