@@ -29,8 +29,10 @@ from detectron2.modeling import build_model
 from detectron2.solver.build import build_lr_scheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from spt_d2 import get_config
 from spt_d2.config import add_spt_config, validate_spt_config
 from spt_d2.engine.optimizer import build_optimizer
+from spt_d2.peer_config import PEERS
 
 CONFIGS = ROOT / "configs"
 YAMLS = sorted(CONFIGS.rglob("*.yaml"))
@@ -363,3 +365,15 @@ def test_lazy_repetitions_are_found(tmp_path: Path) -> None:
 def test_a_lazy_config_names_no_absolute_path(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         assert not (isinstance(node, ast.Constant) and is_absolute(node.value)), node.value
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["Recipes/Base-COCO-1x.yaml", "Recipes/Base-COCO-3x.yaml", "Recipes/Base-BDD100K-1x.yaml",
+     "Recipes/Base-BDD100K-3x.yaml", "COCO-InstanceSegmentation/Base-Cascade-1x.yaml"],
+)  # fmt: skip
+def test_a_recipe_has_one_rate_of_stochastic_depth_for_all_backbones(config):
+    """As DAT's once was forgotten: a comparison would compare recipes."""
+    model = get_config(config).MODEL
+    nodes = [model.SWIN, model.SPT, *(model[peer.NODE] for peer in PEERS)]
+    assert len(nodes) == 6 and len({node.DROP_PATH_RATE for node in nodes}) == 1
