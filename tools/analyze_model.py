@@ -38,6 +38,7 @@ from spt_d2.analysis.model_report import (
 )
 from spt_d2.analysis.operating_point import OperatingPoint, operating_point
 from spt_d2.engine.model_config import ModelConfig, open_config
+from spt_d2.layers.block import SelectPackBlock
 from spt_d2.summary import write_summary
 
 TASKS = ("parameter", "macs", "structure")
@@ -92,8 +93,14 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     problem = None if args.keep_ratio is None else keep_ratio_problem(model, args.keep_ratio)
     if problem is not None:
         make_parser().error(f"--keep-ratio expects {problem}")
-    record: dict[str, Any] = {"config": args.config_file, "image_size": args.image_size}
     dense = not selects(model)
+    spa = any(isinstance(module, SelectPackBlock) for module in model.modules())
+    if args.dataset and args.keep_ratio is not None and not dense and not spa:
+        make_parser().error(
+            "--keep-ratio with --dataset is of Select and Pack blocks. This backbone selects by a rule of its own: "
+            "override its ratios (KEY VALUE), or leave --dataset out"
+        )
+    record: dict[str, Any] = {"config": args.config_file, "image_size": args.image_size}
     own = not dense and args.keep_ratio is None and has_own_ratios(bottom_up(model))
     if own:
         # One for each block.

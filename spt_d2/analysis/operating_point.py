@@ -75,7 +75,7 @@ def operating_point(model: nn.Module, point: OperatingPoint) -> Iterator[None]:
     if not blocks:
         raise ValueError(
             f"operating_point(model=) expects Select and Pack blocks. Got none in {type(model).__name__}: a dense "
-            "backbone keeps every token."
+            "backbone keeps every token, and one that selects by another rule has its own keys for it."
         )
     if point.kind == "threshold" and any(block.options.gating == "centred" for block in blocks):
         raise ValueError(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spt_d2.layers.block import SwinBlock
@@ -90,7 +91,9 @@ class DynamicStage(Stage):
                 number = self.predictor_blocks.index(i)
                 score = self.score_predictor[number](x, valid)
                 keep_mask, _ = select_tokens(score, valid, select="topk", keep_ratio=self.keep_ratios[number])
-                keep, skip = (mask.flatten().nonzero().squeeze(1) for mask in (keep_mask, ~keep_mask))
+                # Kept tokens first, each kind in its order; nonzero() would wait for the device twice.
+                order = torch.argsort(keep_mask.flatten().logical_not().to(torch.uint8), stable=True)
+                keep, skip = order.tensor_split([int(keep_mask.sum())])
             block = self.blocks[i]
             assert isinstance(block, DynamicBlock)
             x = block.sparse(x, keep, skip)

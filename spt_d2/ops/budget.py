@@ -48,7 +48,7 @@ def shared_targets(gates: int, ratios: Sequence[float]) -> list[float]:
     """
     The target of each gate: the first ratio for the first of as many equal groups of gates, and so on.
 
-    Where gates do not divide evenly, later groups are the smaller ones.
+    Where gates do not divide evenly, groups differ by one gate.
 
     Args:
         gates: number of gates, at least as many as ratios.

@@ -187,7 +187,8 @@ def _complete(
             report.add(name, "added", place.numel(), note)
         elif rest == _TABLE or rest.startswith("pos_conv."):
             value = _zeros(place)
-            report.add(name, "new", place.numel(), "zero: the checkpoint has no position there")
+            why = "the checkpoint's is of another shape" if name in native else "the checkpoint has no position there"
+            report.add(name, "new", place.numel(), f"zero: {why}")
         else:
             # Of another shape, it was reported as dropped.
             expected = name in native or rest.startswith(_OWN) or _OUTPUT.match(name) is not None

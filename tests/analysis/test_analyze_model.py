@@ -111,6 +111,14 @@ def test_command_lines_that_cannot_be_are_refused(program, capsys):
 CONFIGS = ROOT / "configs"
 
 
+@pytest.mark.parametrize("kind", ("dynamic_swin", "sparse_vit", "svit_gated_swin"))
+def test_one_ratio_for_the_images_of_a_data_set_is_refused_for_rules_that_have_their_own(program, kind, capsys):
+    file = CONFIGS / "Shapes-InstanceSegmentation" / f"mask_rcnn_{kind}_nano_fpn.yaml"
+    with pytest.raises(SystemExit):
+        program.main(["--config-file", str(file), "--keep-ratio", "0.3", "--dataset", "shapes_val"])
+    assert "This backbone selects by a rule of its own" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     "config, ratio, message",
     [
