@@ -53,6 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--data", nargs="+", metavar="NAME=FOLDER", default=[], help="folders of the plan's data sets")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint that every run starts from")
+    parser.add_argument("--data-sets", nargs="+", metavar="NAME", help="only these of the plan")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the plan's")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these of the plan, and the reference")
     parser.add_argument("--max-iter", type=int, metavar="N", help="iterations of a run, instead of the plan's budget")
@@ -77,8 +78,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--configs expects --dataset")
     if args.dataset and not args.configs:
         parser.error("--dataset goes with --configs; a plan names its own")
-    if args.plan is None and (args.variants or args.data):
-        parser.error("--variants and --data are of a plan. Got none")
+    if args.plan is None and (args.variants or args.data_sets or args.data):
+        parser.error("--variants, --data-sets and --data are of a plan. Got none")
     if args.max_iter is not None and args.minutes is not None:
         parser.error("expects one of --max-iter and --minutes")
     for option, given in (("--max-iter", args.max_iter), ("--minutes", args.minutes)):
@@ -109,7 +110,7 @@ def build_plan(args: argparse.Namespace) -> Plan:
             budget=budget or Budget(),
         )
     plan = read_plan(args.plan).with_places(dict(given.split("=", 1) for given in args.data), args.weights)
-    return plan.restricted(args.variants, args.seeds, budget, args.reference, overrides)
+    return plan.restricted(args.variants, args.seeds, budget, args.reference, overrides, args.data_sets)
 
 
 def run(plan: Plan, args: argparse.Namespace) -> int:

@@ -99,6 +99,7 @@ class Plan:
             ``MODEL.WEIGHTS`` of the configs.
         budget: of a run.
         only: names of the variants to run; None for all.
+        only_data_sets: names of the data sets to run them on; None for all.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Plan:
     weights: str | None = None
     budget: Budget = Budget()
     only: tuple[str, ...] | None = None
+    only_data_sets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -124,6 +126,8 @@ class Plan:
             if self.only is not None and variant.name not in self.only:
                 continue
             for data_set in self.data_sets:
+                if self.only_data_sets is not None and data_set.name not in self.only_data_sets:
+                    continue
                 for seed in self.seeds:
                     yield Run(data_set, variant, seed)
 
@@ -160,26 +164,28 @@ class Plan:
         budget: Budget | None = None,
         reference: str | None = None,
         overrides: Overrides | None = None,
+        data_sets: Sequence[str] | None = None,
     ) -> "Plan":
         """
         A part of the plan, or with something else for every run; None leaves things as they are.
 
         Args:
             variants: names; the reference, and those that they take their keep ratio from, are run as well.
+            data_sets: names.
             seeds, budget, reference: as in the plan.
             overrides: of every config; they win over all others.
 
         Raises:
-            ValueError: a variant that the plan does not have.
+            ValueError: a variant or a data set that the plan does not have.
         """
-        data_sets = self.data_sets if budget is None else tuple(replace(d, budget=None) for d in self.data_sets)
+        own_sets = self.data_sets if budget is None else tuple(replace(d, budget=None) for d in self.data_sets)
+        if data_sets is not None:
+            _expect_some(self.name, "data sets", data_sets, [data_set.name for data_set in self.data_sets])
         reference = reference or self.reference
         only = self.only
         if variants is not None:
             names = [variant.name for variant in self.variants]
-            unknown = sorted(set(variants) - set(names))
-            if unknown:
-                raise ValueError(f"The plan '{self.name}' expects some of its variants {names}. Got {unknown}.")
+            _expect_some(self.name, "variants", variants, names)
             wanted = {reference, *variants}
             # Each takes its keep ratio from one before it.
             for variant in reversed(self.variants):
@@ -188,13 +194,20 @@ class Plan:
             only = tuple(name for name in names if name in wanted)
         return replace(
             self,
-            data_sets=data_sets,
+            data_sets=own_sets,
             variants=tuple(replace(v, overrides={**v.overrides, **(overrides or {})}) for v in self.variants),
             seeds=self.seeds if seeds is None else tuple(seeds),
             reference=reference,
             budget=self.budget if budget is None else budget,
             only=only,
+            only_data_sets=self.only_data_sets if data_sets is None else tuple(data_sets),
         )
+
+
+def _expect_some(plan: str, what: str, given: Sequence[str], names: Sequence[str]) -> None:
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ValueError(f"The plan '{plan}' expects some of its {what} {list(names)}. Got {unknown}.")
 
 
 def _check(plan: Plan) -> None:
