@@ -9,7 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 from spt_d2.data.augmentation import build_crop
-from spt_d2.data.copying import DatasetDict
+from spt_d2.data.copying import DatasetDict, SmallTensors
 from spt_d2.data.label_drawing import draw_labels
 from spt_d2.data.object_sizes import sized_objects
 from spt_d2.data.regions import adopt_moved, read_regions
@@ -121,7 +121,8 @@ class SelectionDatasetMapper(DatasetMapper):
                 raise ImportError("Cropping polygon masks needs shapely.\nHINT: pip install shapely") from error
             if self.use_instance_mask:
                 adopt_moved(regions, annotations, transforms, original_size, tighten=self.recompute_boxes)
-        dataset_dict["selection_labels"] = draw_labels(regions, transforms, original_size, image_shape, self.strides)
+        labels = draw_labels(regions, transforms, original_size, image_shape, self.strides)
+        dataset_dict["selection_labels"] = SmallTensors(labels)
 
 
 def _expect_masks(annotations: Sequence[dict[str, Any]], file_name: str | None) -> None:
