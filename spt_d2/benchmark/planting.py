@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spt_d2.layers.block import SelectPackBlock
 from spt_d2.layers.gate import SelectionGate
@@ -123,12 +123,12 @@ class PlantedGate(SelectionGate):
         super().__init__(dim, bias=0.0)
         self.planted: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) normalised tokens to (B, H, W) logits."""
-        if self.planted is None or self.planted.shape != x.shape[:3]:
+    def forward(self, normed: Tensor, x: Tensor | None = None, norm: nn.LayerNorm | None = None) -> Tensor:
+        """As :meth:`SelectionGate.forward`."""
+        if self.planted is None or self.planted.shape != normed.shape[:3]:
             planted = None if self.planted is None else tuple(self.planted.shape)
-            raise ValueError(f"PlantedGate expects a map of shape {tuple(x.shape[:3])}. Got {planted}.")
-        return super().forward(x) + self.planted
+            raise ValueError(f"PlantedGate expects a map of shape {tuple(normed.shape[:3])}. Got {planted}.")
+        return super().forward(normed, x, norm) + self.planted
 
 
 class Planting:

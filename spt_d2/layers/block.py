@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from spt_d2.layers import chunked
-from spt_d2.layers.chunked import is_observed, runs_in_chunks
+from spt_d2.layers.chunked import runs_in_chunks
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.gate import SelectionGate, initial_gate_bias
 from spt_d2.layers.mlp import Mlp
+from spt_d2.layers.observed import is_observed
 from spt_d2.layers.select_pack_attention import SelectPackAttention, SelectPackOptions
 from spt_d2.layers.window_attention import WindowAttention
 from spt_d2.ops.packing import PackedLayout, pack_layout
@@ -160,7 +161,7 @@ class SelectPackBlock(nn.Module):
             x = x + self.pos_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         normed = self.norm1(x)
         if self.gate is not None:
-            decision = self._decide(self.gate, normed, valid, score_up, labels)
+            decision = self._decide(self.gate(normed, x, self.norm1), valid, score_up, labels)
         elif decision is None:
             raise ValueError(
                 "SelectPackBlock(has_gate=False) expects the decision of its stage's first block. Got none."
@@ -183,10 +184,7 @@ class SelectPackBlock(nn.Module):
         x = self._add_attention(x, self.attn(layout.pad(tokens), layout.rows), layout)
         return self._add_ffn(x, layout), decision, layout
 
-    def _decide(
-        self, gate: SelectionGate, normed: Tensor, valid: Tensor, score_up: Tensor | None, labels: Tensor | None
-    ) -> Decision:
-        score = gate(normed)
+    def _decide(self, score: Tensor, valid: Tensor, score_up: Tensor | None, labels: Tensor | None) -> Decision:
         if score_up is not None:
             score = torch.maximum(score, score_up)
         options = self.options

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spt_d2.layers.mlp import Mlp
+from spt_d2.layers.observed import is_observed
 from spt_d2.ops.short_attention import short_attention
 from spt_d2.ops.window_plan import WindowChunk, window_plan
 from spt_d2.ops.windows import relative_position_index
@@ -36,15 +37,6 @@ def runs_in_chunks(x: Tensor, *parts: nn.Module) -> bool:
     if not x.is_cpu or torch.is_grad_enabled() or is_observed(*parts):
         return False
     return not any(module.training for part in parts for module in part.modules())
-
-
-def is_observed(*modules: nn.Module) -> bool:
-    """Whether a hook is to see what one of these modules, or a part of one, is given or gives: a whole map then."""
-    return nn.modules.module._has_any_global_hook() or any(
-        inner._forward_hooks or inner._forward_pre_hooks or inner._backward_hooks or inner._backward_pre_hooks
-        for module in modules
-        for inner in module.modules()
-    )
 
 
 def chunk_tokens(hidden_dim: int) -> int:

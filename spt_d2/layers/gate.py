@@ -1,10 +1,12 @@
 """The linear gate that scores tokens (eq. 4, App. A)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class SelectionGate(nn.Module):
@@ -29,12 +31,55 @@ class SelectionGate(nn.Module):
         nn.init.zeros_(self.proj.weight)
         nn.init.constant_(self.proj.bias, self.initial_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) normalised tokens to (B, H, W) logits, float32 at least: they decide, and carry a loss."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(device_type=x.device.type, enabled=False):
+    def forward(self, normed: Tensor, x: Tensor | None = None, norm: nn.LayerNorm | None = None) -> Tensor:
+        """
+        Args:
+            normed: (B, H, W, C) normalised tokens.
+            x, norm: what ``normed`` is made of, ``norm(x)``. With them the backward pass makes it anew, and no map of
+                all tokens is kept for the gate's sake: nothing else in a block needs more than those it selects.
+
+        Returns:
+            (B, H, W) logits, float32 at least: they decide, and carry a loss.
+        """
+        dtype = torch.promote_types(normed.dtype, torch.float32)
+        with torch.autocast(device_type=normed.device.type, enabled=False):
             weight, bias = self.proj.weight.to(dtype), self.proj.bias.to(dtype)
-            return F.linear(x.to(dtype), weight, bias).squeeze(-1)
+            # Another norm may have been put in its place.
+            remade = type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None
+            if norm is None or not remade or not torch.is_grad_enabled():
+                return F.linear(normed.to(dtype), weight, bias).squeeze(-1)
+            return _Logits.apply(normed, weight, bias, x, norm.weight, norm.bias, norm.eps)
+
+
+class _Logits(torch.autograd.Function):
+    """``linear(normed, weight, bias)`` in the weight's dtype; keeps what ``normed`` is made of in its place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        normed: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, norm_weight, norm_bias)
+        ctx.eps, ctx.dtype = eps, normed.dtype
+        return F.linear(normed.to(weight.dtype), weight, bias).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, norm_weight, norm_bias = (each.to(grad.dtype) for each in ctx.saved_tensors)
+        needs_normed, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        grad_normed = (grad[..., None] * weight.squeeze(0)).to(ctx.dtype) if needs_normed else None
+        grad_weight = None
+        if needs_weight:
+            normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
+            grad_weight = grad.reshape(1, -1) @ normed.flatten(0, -2)
+        return grad_normed, grad_weight, grad.sum().view(1) if needs_bias else None, None, None, None, None
 
 
 def initial_gate_bias(gating: str, threshold: float, tau: float, prior: float) -> float:

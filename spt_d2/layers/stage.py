@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_d2.layers.block import Decision, SelectPackBlock, SwinBlock
-from spt_d2.layers.chunked import is_observed
+from spt_d2.layers.observed import is_observed
 from spt_d2.layers.patch import PatchMerging
 from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.ops.selection import BlockSelection

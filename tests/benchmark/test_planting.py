@@ -152,7 +152,9 @@ def test_the_gates_own_product_is_computed_and_trained(monkeypatch):
     assert sum(isinstance(module, PlantedGate) for module in model.modules()) == gates == 5
     calls = []
     forward = SelectionGate.forward
-    monkeypatch.setattr(SelectionGate, "forward", lambda self, x: calls.append(x.shape) or forward(self, x))
+    monkeypatch.setattr(
+        SelectionGate, "forward", lambda self, x, *made_of: calls.append(x.shape) or forward(self, x, *made_of)
+    )
     planting.use(0.5, 1, (64, 64))
     features, _ = model.forward_with_selections(images(1, 64, 64, torch.float32))
     assert len(calls) == gates

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from spt_d2.layers.gate import OutputGate, SelectionGate, initial_gate_bias
 from spt_d2.ops.selection import GATINGS, select_tokens
@@ -38,6 +39,59 @@ def test_logits_of_half_tokens_are_float32(dtype):
     assert SelectionGate(4, 0.0).to(dtype)(torch.randn(1, 2, 2, 4, dtype=dtype)).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert SelectionGate(4, 0.0)(torch.randn(1, 2, 2, 4)).dtype == torch.float32
+
+
+def gate_and_norm() -> tuple[SelectionGate, nn.LayerNorm]:
+    return reference.randomise_(SelectionGate(5, 0.0)).double(), reference.randomise_(nn.LayerNorm(5)).double()
+
+
+@pytest.mark.parametrize("frozen", ("nothing", "gate", "norm", "tokens"))
+def test_logits_and_gradients_are_the_same_where_the_normalised_map_is_made_anew(frozen):
+    gate, norm = gate_and_norm()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=frozen != "tokens")
+    for module, name in ((gate, "gate"), (norm, "norm")):
+        module.requires_grad_(frozen != name)
+    wanted = [each for each in (x, *gate.parameters(), *norm.parameters()) if each.requires_grad]
+    outward = torch.randn(2, 3, 4, dtype=torch.float64)
+    results = []
+    for sources in ((), (x, norm)):
+        logits = gate(norm(x), *sources)
+        results.append([logits, *torch.autograd.grad(logits, wanted, outward)])
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-13)
+    assert len(results[0]) == 1 + len(wanted)
+
+
+def test_gradients_through_what_is_made_anew_are_those_of_finite_differences():
+    gate, norm = gate_and_norm()
+    x = torch.randn(1, 2, 2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: gate(norm(x), x, norm), (x, *gate.parameters(), *norm.parameters()))
+
+
+def test_no_normalised_map_is_kept_for_the_backward_pass():
+    gate, norm = gate_and_norm()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    for sources, maps in (((), 1), ((x, norm), 0)):
+        normed, kept = norm(x), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            gate(normed, *sources)
+        others = [t for t in kept if t.data_ptr() != x.data_ptr() and t.numel() == x.numel()]
+        assert len(others) == maps
+
+
+@pytest.mark.parametrize("other", (nn.Identity(), nn.LayerNorm(5, elementwise_affine=False), nn.GroupNorm(1, 4)))
+def test_another_norm_is_taken_as_it_is(other):
+    gate, _ = gate_and_norm()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    reference.close(gate(x * 2, x, other), gate(x * 2))
+
+
+def test_gradients_of_half_tokens_are_half():
+    gate, norm = SelectionGate(4, 0.0).bfloat16(), nn.LayerNorm(4).bfloat16()
+    nn.init.normal_(gate.proj.weight)
+    x = torch.randn(1, 2, 2, 4, dtype=torch.bfloat16, requires_grad=True)
+    gate(norm(x), x, norm).sum().backward()
+    assert x.grad.dtype == gate.proj.weight.grad.dtype == norm.weight.grad.dtype == torch.bfloat16
+    assert gate.proj.weight.grad.abs().sum() > 0 and gate.proj.bias.grad.item() == 4
 
 
 @pytest.mark.parametrize("gating", GATINGS)
