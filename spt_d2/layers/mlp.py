@@ -2,6 +2,9 @@
 
 from torch import Tensor, nn
 
+from spt_d2.layers.observed import is_observed
+from spt_d2.ops.linear_gelu import linear_gelu
+
 
 class Mlp(nn.Module):
     """
@@ -22,4 +25,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return self.drop(self.fc2(self.drop(self._hidden(x))))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        as_built = type(self.fc1) is nn.Linear and self.fc1.bias is not None and type(self.act) is nn.GELU
+        if as_built and not is_observed(self.fc1, self.act):
+            return linear_gelu(x, self.fc1.weight, self.fc1.bias)
+        return self.act(self.fc1(x))

@@ -1,5 +1,6 @@
 """The feed-forward network."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +14,25 @@ def test_mlp_is_two_linear_layers_with_gelu_between():
     hidden = x @ mlp.fc1.weight.T + mlp.fc1.bias
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
     reference.close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+
+
+@pytest.mark.parametrize("change", ("nothing", "hook", "layer", "activation", "no bias"))
+def test_inference_in_float32_is_the_same_whoever_looks_or_has_changed_what(change):
+    mlp, x, seen = reference.randomise_(Mlp(24, 48)).eval(), torch.randn(2, 5, 24), []
+    expected = mlp(x).detach()
+    if change == "hook":
+        mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    if change == "layer":
+        mlp.fc1 = nn.Sequential(mlp.fc1)
+    if change == "activation":
+        mlp.act = nn.ReLU()
+        expected = mlp.fc2(mlp.fc1(x).relu()).detach()
+    if change == "no bias":
+        mlp.fc1.bias = None
+        expected = mlp(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-5)
+    assert len(seen) == (change == "hook")
 
 
 def test_dropout_acts_in_training_only():
