@@ -421,12 +421,13 @@ def test_only_dense_backbones_are_called_dense(demo: ModuleType, config: str, ti
     assert demo.column_title(cfg) == title
 
 
-def test_a_peer_has_no_twin_beside_it(demo: ModuleType, dense: Run, capsys: pytest.CaptureFixture) -> None:
+def test_a_peer_has_no_twin_beside_it(demo: ModuleType, dense: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though a folder lies where its twin's would."""
     peer = dense.folder.with_name(dense.folder.name.removesuffix("-dense"))
     for title, columns in (("dat", ["dat"]), ("select and pack", ["select", "and", "pack", "dense"])):
+        monkeypatch.setattr(sys, "__stdout__", terminal := io.StringIO())
         demo.compare(peer, dense.summary, title)
-        assert capsys.readouterr().out.strip().splitlines()[0].split() == columns
+        assert terminal.getvalue().strip().splitlines()[0].split() == columns
 
 
 def test_a_classifier_is_refused_before_anything_is_removed_or_made(demo: ModuleType, tmp_path: Path) -> None:

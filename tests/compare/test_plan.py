@@ -1,5 +1,6 @@
 """Plans: what they hold, what they refuse, and what a run of one is told to do."""
 
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -9,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from spt_d2.compare.checks import check_results
 from spt_d2.compare.job import ChangedSettings, Job, build_job, check_settings, run_settings
 from spt_d2.compare.matrix import Matrix
 from spt_d2.compare.overrides import expand, find_config, flatten
 from spt_d2.compare.plan import Budget, DataSet, Plan, Run, Variant
 from spt_d2.compare.plan_file import plan_of_configs, read_plan
-from spt_d2.compare.results import result_path
+from spt_d2.compare.results import result_path, results_in
 from spt_d2.compare.start import checkpoint, checkpoint_digest
 from spt_d2.config import validate_spt_config
 from spt_d2.engine.setup import load_config
@@ -25,8 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PLANS = sorted((ROOT / "projects" / "SPT" / "plans").glob("*.yaml"))
 SWIN = "Shapes-InstanceSegmentation/mask_rcnn_swin_nano_fpn_demo.yaml"
 SPT = "Shapes-InstanceSegmentation/mask_rcnn_spt_nano_fpn_demo.yaml"
-# Of the checkpoint that the results in the repository started from.
-SCREEN_WEIGHTS = "be2c2b7e012414c9e15979c9e335de67183335b061b783a1b3c63a12c9682e2c"
 
 TEXT = f"""
 name: made_up
@@ -168,14 +168,39 @@ def test_settings_of_earlier_versions_which_did_not_say_what_an_own_checkpoint_h
             check_settings(before, {**wanted, "weights": "ab" * 32}, "here")
 
 
-def test_the_results_in_the_repository_are_finished_runs_of_their_plan(monkeypatch, tmp_path):
-    """Their checkpoint is not here: a file with another content stands for it."""
+@pytest.mark.parametrize("name", ("screen", "main"))
+def test_the_results_in_the_repository_are_finished_runs_of_their_plan(name, monkeypatch, tmp_path):
+    """Their checkpoints are not here, one for each seed: a file with another content stands for them."""
     (tmp_path / "dense.safetensors").write_text("weights")
-    monkeypatch.setattr("spt_d2.compare.start.file_digest", lambda path: SCREEN_WEIGHTS)
-    screen = read_plan(ROOT / "projects/SPT/plans/screen.yaml").with_places({}, str(tmp_path / "dense.safetensors"))
-    folder = ROOT / "projects/SPT/results/screen"
-    matrix = Matrix(screen, str(tmp_path), str(folder), 2, 1, lambda line: None)
-    assert {result_path(folder, *run.key) for run in matrix.finished()} == set(folder.glob("*.json"))
+    folder = ROOT / "projects" / "SPT" / "results" / name
+    found = results_in(folder)
+    starts = {(result["seed"], result["weights"]) for result in found}
+    assert len({seed for seed, _ in starts}) == len(starts), "runs of a seed started from several checkpoints"
+    plan = read_plan(ROOT / f"projects/SPT/plans/{name}.yaml")
+    folders = {data_set.name: str(tmp_path) for data_set in plan.data_sets if data_set.folder}
+    plan = plan.with_places(folders, str(tmp_path / "dense.safetensors"))
+    finished = set()
+    for seed, weights in starts:
+        monkeypatch.setattr("spt_d2.compare.start.file_digest", lambda path, weights=weights: weights)
+        matrix = Matrix(plan.restricted(seeds=[seed]), str(tmp_path), str(folder), 2, 1, lambda line: None)
+        finished |= {result_path(folder, *run.key) for run in matrix.finished()}
+    assert finished == set(folder.glob("*.json"))
+
+
+def test_seeds_may_start_from_checkpoints_of_their_own_but_not_the_runs_of_one(plan, monkeypatch, tmp_path):
+    """An interrupted comparison can so go on seed by seed where its checkpoint is lost."""
+    (tmp_path / "w.pth").write_text("weights")
+    plan = plan.with_places({"plates": str(tmp_path)}, str(tmp_path / "w.pth"))
+    monkeypatch.setattr("spt_d2.compare.start.file_digest", lambda path: "ab" * 32)
+    run = run_of(plan, "shapes", "dense")
+    write(tmp_path, [{**result(variant="dense"), **run_settings(plan, run)}])
+    monkeypatch.setattr("spt_d2.compare.start.file_digest", lambda path: "cd" * 32)
+    for seeds, refused in (([1], False), ([0, 1], True)):
+        part = plan.restricted(seeds=seeds)
+        check_results(part, tmp_path)
+        matrix = Matrix(part, str(tmp_path), str(tmp_path), 1, 1, lambda line: None)
+        with pytest.raises(ChangedSettings, match="weights: ") if refused else contextlib.nullcontext():
+            assert matrix.finished() == []
 
 
 def test_a_keep_ratio_is_taken_from_the_results_of_the_run_it_is_to_match(plan, tmp_path):
