@@ -58,7 +58,7 @@ class PackedLayout:
     @cached_property
     def segment_ids(self) -> Tensor:
         """(T,) long: the segment each packed token belongs to."""
-        lengths = torch.tensor(self.seqlens, dtype=torch.long).to(self.device, non_blocking=True)
+        lengths = torch.tensor(self.seqlens, dtype=torch.long, device="cpu").to(self.device, non_blocking=True)
         return torch.repeat_interleave(lengths, output_size=self.num_tokens)
 
     @cached_property
@@ -96,7 +96,7 @@ class PackedLayout:
         for start, length in zip(self.segment_starts, self.seqlens):
             starts.append(start - offset)
             offset += length
-        shift = torch.tensor(starts, dtype=torch.long).to(self.device, non_blocking=True)
+        shift = torch.tensor(starts, dtype=torch.long, device="cpu").to(self.device, non_blocking=True)
         return torch.arange(self.num_tokens, device=self.device) + shift[self.segment_ids]
 
     @cached_property

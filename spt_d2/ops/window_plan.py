@@ -69,8 +69,8 @@ def window_plan(
         a plan. Cached: do not write into it.
     """
     padded = (-(-height // window_size) * window_size, -(-width // window_size) * window_size)
-    places = torch.full((1, *padded, 1), -1, dtype=torch.long)
-    places[:, :height, :width] = torch.arange(height * width).view(1, height, width, 1)
+    places = torch.full((1, *padded, 1), -1, dtype=torch.long, device="cpu")
+    places[:, :height, :width] = torch.arange(height * width, device="cpu").view(1, height, width, 1)
     if shift_size:
         places = places.roll((-shift_size, -shift_size), dims=(1, 2))
     places = window_partition(places, window_size)[0].squeeze(-1)
@@ -80,7 +80,7 @@ def window_plan(
         mask = shifted_window_mask.__wrapped__(padded, window_size, shift_size, torch.device("cpu"), torch.float32)
         border |= (mask != 0).flatten(1).any(dim=1)
         mask = mask[border].repeat(batch, 1, 1).to(device)
-    first = torch.arange(batch)[:, None, None] * (height * width)
+    first = torch.arange(batch, device="cpu")[:, None, None] * (height * width)
     chunks = [
         WindowChunk(len(part), part.flatten().to(device), None, None)
         for part in (places[~border] + first).flatten(0, 1).split(step)

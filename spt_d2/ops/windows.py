@@ -82,7 +82,7 @@ def shifted_window_mask(
     """
 
     def bands(length: int) -> Tensor:
-        band = torch.zeros(length, dtype=torch.long)
+        band = torch.zeros(length, dtype=torch.long, device="cpu")
         band[length - window_size : length - shift_size] = 1
         band[length - shift_size :] = 2
         return band
@@ -90,7 +90,7 @@ def shifted_window_mask(
     region = 3 * bands(padded_size[0])[:, None] + bands(padded_size[1])[None, :]
     regions, _ = window_partition(region[None, :, :, None], window_size)
     regions = regions.squeeze(-1)
-    mask = torch.zeros(regions.shape[0], regions.shape[1], regions.shape[1], dtype=dtype)
+    mask = torch.zeros(regions.shape[0], regions.shape[1], regions.shape[1], dtype=dtype, device="cpu")
     mask.masked_fill_(regions[:, None, :] != regions[:, :, None], -100.0)
     return mask.to(device)
 
@@ -104,7 +104,7 @@ def relative_position_index(window_size: int, device: torch.device) -> Tensor:
     Returns:
         (M * M, M * M) long, in [0, (2M - 1)^2). Cached: do not write into it.
     """
-    axis = torch.arange(window_size)
+    axis = torch.arange(window_size, device="cpu")
     coords = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).view(-1, 2)
     return relative_position_rows(coords[:, None] - coords[None, :], window_size).to(device)
 
@@ -151,13 +151,13 @@ def token_order(
         raise ValueError(f"token_order(order=) expects one of {ORDERS}. Got {order!r}.")
 
     def window_of(length: int) -> Tensor:
-        return (torch.arange(length) + -shift_size % window_size) // window_size
+        return (torch.arange(length, device="cpu") + -shift_size % window_size) // window_size
 
     rows, cols = int(window_of(height)[-1]) + 1, int(window_of(width)[-1]) + 1
     window = (window_of(height)[:, None] * cols + window_of(width)[None, :]).flatten()
     if order == "window":
         places = torch.argsort(window, stable=True)
     else:
-        grid = torch.arange(height * width).view(height, width)
+        grid = torch.arange(height * width, device="cpu").view(height, width)
         places = grid.roll((-shift_size, -shift_size), dims=(0, 1)).flatten()
     return places.to(device), window[places].to(device), rows * cols

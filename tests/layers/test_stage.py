@@ -5,6 +5,8 @@ import torch
 
 from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.layers.stage import SelectPackStage, SwinStage
+from spt_d2.ops.window_plan import window_plan
+from spt_d2.ops.windows import relative_position_index, shifted_window_mask, token_order
 from tests import reference
 
 DIM, HEADS, WINDOW = 8, 2, 3
@@ -120,3 +122,25 @@ def test_merging_belongs_to_the_stage_but_runs_outside():
     stage = make_stage()
     x, valid = some_input()
     assert stage(x, valid)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("kind", ("swin", "spt"))
+def test_another_default_device_changes_nothing_for_a_model_that_is_elsewhere(kind):
+    """Geometry is made on the CPU, and cached: it must not be of the device that happened to be the default."""
+    x, valid = torch.randn(1, 11, 13, 8), torch.ones(1, 11, 13, dtype=torch.bool)
+    if kind == "swin":
+        stage = SwinStage(dim=8, depth=2, num_heads=2, window_size=5, drop_path=[0.0] * 2, downsample=False)
+    else:
+        options = SelectPackOptions(window_size=5, position="relative_bias")
+        stage = SelectPackStage(
+            options=options, stage=3, dim=8, depth=2, num_heads=2, drop_path=[0.0] * 2, downsample=False
+        )
+    inputs = (x,) if kind == "swin" else (x, valid)
+    for cached in (window_plan, shifted_window_mask, relative_position_index, token_order):
+        cached.cache_clear()
+    with torch.device("meta"):
+        out = stage.eval()(*inputs)
+    expected = stage(*inputs)
+    if kind == "spt":
+        out, expected = out[0], expected[0]
+    torch.testing.assert_close(out, expected)
