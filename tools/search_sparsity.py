@@ -12,9 +12,9 @@ Search for the shares of windows that SparseViT skips in each stage: most accura
 The model is to have been trained at drawn ratios (MODEL.SPARSE_VIT.SAMPLE_RATIOS), and is to be trained on at those
 that are found. Milliseconds are of the backbone on one image, on this machine, timed in turn with the dense backbone.
 Leaves search.json (all that was measured) and best.yaml in --output: the config and its overrides with the ratios
-found; for a LazyConfig best.txt, the overrides to train it on with. The same command goes on where an interrupted one
-was; one with other bounds or more generations draws on what is known. Overrides of the config come last: KEY VALUE for
-yaml, path.key=value for a LazyConfig.
+found; for a LazyConfig best.txt, overrides to train it on with: $(cat best.txt) on the command line. The same command
+goes on where an interrupted one was; one with other bounds or more generations draws on what is known. Overrides of the
+config come last: KEY VALUE for yaml, path.key=value for a LazyConfig.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> dict:
         f"{args.images or 'all'} images of {dataset}, before training at these ratios."
     )
     if args.config_file.endswith(".py"):
-        path, text = os.path.join(output, "best.txt"), "\n".join([*args.opts, *best_overrides(best["ratios"]), ""])
+        path, text = os.path.join(output, "best.txt"), "\n".join([*best_overrides(args.opts, best["ratios"]), ""])
     else:
         base = os.path.relpath(args.config_file, output)
         path, text = os.path.join(output, "best.yaml"), best_yaml(base, args.opts, best["ratios"], comment)

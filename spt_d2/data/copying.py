@@ -28,7 +28,7 @@ class SmallTensors(dict):
     A dict of small tensors that goes from process to process by value.
 
     torch hands every tensor over in shared memory, and asks for each by a connection of its own: some milliseconds for
-    the labels of an image, which as bytes of one message take a few hundredths of one.
+    the labels of an image, which as bytes of one message take some tenths of one.
     """
 
     def __reduce__(self) -> tuple[Callable[..., "SmallTensors"], tuple[dict[Any, np.ndarray]]]:

@@ -10,7 +10,7 @@ from spt_d2.layers.chunked import runs_in_chunks
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.gate import SelectionGate, initial_gate_bias
 from spt_d2.layers.mlp import Mlp
-from spt_d2.layers.observed import is_observed
+from spt_d2.layers.observed import as_built, is_observed
 from spt_d2.layers.select_pack_attention import SelectPackAttention, SelectPackOptions
 from spt_d2.layers.window_attention import WindowAttention
 from spt_d2.ops.packing import PackedLayout, pack_layout
@@ -56,7 +56,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, in_place: bool = False) -> Tensor:
         """
         On a CPU a few windows at a time, which does not call ``attn`` but does its work; over the whole map where a
-        hook within the block would miss that, or another module has taken the place of ``attn``.
+        hook within the block would miss that, or another module has taken the place of one of its own.
 
         Args:
             x: (B, H, W, C).
@@ -65,15 +65,17 @@ class SwinBlock(nn.Module):
         Returns:
             (B, H, W, C).
         """
-        replaced = type(self.attn) is not WindowAttention or type(self.drop_path) is not DropPath
-        if not x.is_cpu or replaced or is_observed(*self.children()):
-            return self.whole_map(x)
-        return chunked.swin_block(self, x, in_place)
+        return chunked.swin_block(self, x, in_place) if x.is_cpu and self._is_as_built() else self.whole_map(x)
 
     def whole_map(self, x: Tensor) -> Tensor:
         """:meth:`forward` over all windows at once."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _is_as_built(self) -> bool:
+        parts = (self.norm1, self.attn, self.drop_path, self.norm2, self.mlp)
+        kinds = (nn.LayerNorm, WindowAttention, DropPath, nn.LayerNorm, Mlp)
+        return all(map(as_built, parts, kinds)) and not is_observed(*parts)
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,8 @@ class SelectPackBlock(nn.Module):
 
     def _add_ffn(self, x: Tensor, layout: PackedLayout) -> Tensor:
         if self.options.ffn_tokens == "all":
-            if runs_in_chunks(x, self.drop_path, self.norm2, self.mlp):
+            as_made = as_built(self.norm2, nn.LayerNorm) and as_built(self.mlp, Mlp)
+            if as_made and runs_in_chunks(x, self.drop_path, self.norm2, self.mlp):
                 return chunked.add_mlp(x, self.norm2, self.mlp)
             return x + self.drop_path(self.mlp(self.norm2(x)))
         flat = x.flatten(0, 2)

@@ -48,7 +48,7 @@ def chunk_tokens(hidden_dim: int) -> int:
 def add_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
     """``x + mlp(norm(x))`` of (..., C) tokens at inference, chunk by chunk; written into ``x`` if it is contiguous."""
     x = x.contiguous()
-    for part in x.view(-1, x.shape[-1]).split(chunk_tokens(mlp.fc1.out_features)):
+    for part in x.view(-1, x.shape[-1]).split(chunk_tokens(mlp.hidden_dim)):
         part += mlp(norm(part))
     return x
 
@@ -66,7 +66,7 @@ def channels_first(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 def swin_block(block: "SwinBlock", x: Tensor, in_place: bool = False) -> Tensor:
     """:meth:`SwinBlock.whole_map`, (B, H, W, C) to the same, a few windows at a time; on request into ``x``."""
     attn = block.attn
-    step = max(chunk_tokens(block.mlp.fc1.out_features) // attn.window_size**2, 1)
+    step = max(chunk_tokens(block.mlp.hidden_dim) // attn.window_size**2, 1)
     plan = window_plan(*x.shape[:3], attn.window_size, attn.shift_size, step, x.device)
     tokens, bias = x.reshape(-1, x.shape[-1]), window_bias(attn, x.dtype)
     # An image's branch is dropped whole, whichever chunks its windows are in.

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from spt_d2.layers.observed import as_built, is_observed
 
 
 class SelectionGate(nn.Module):
@@ -44,11 +45,14 @@ class SelectionGate(nn.Module):
         dtype = torch.promote_types(normed.dtype, torch.float32)
         with torch.autocast(device_type=normed.device.type, enabled=False):
             weight, bias = self.proj.weight.to(dtype), self.proj.bias.to(dtype)
-            # Another norm may have been put in its place.
-            remade = type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None
-            if norm is None or not remade or not torch.is_grad_enabled():
+            if x is None or norm is None or not torch.is_grad_enabled() or not _can_be_remade(norm):
                 return F.linear(normed.to(dtype), weight, bias).squeeze(-1)
             return _Logits.apply(normed, weight, bias, x, norm.weight, norm.bias, norm.eps)
+
+
+def _can_be_remade(norm: nn.LayerNorm) -> bool:
+    """Whether what a norm gives is LayerNorm's: another may have been put in its place, or a hook may change it."""
+    return as_built(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None and not is_observed(norm)
 
 
 class _Logits(torch.autograd.Function):
@@ -56,7 +60,6 @@ class _Logits(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         normed: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -65,13 +68,17 @@ class _Logits(torch.autograd.Function):
         norm_bias: Tensor,
         eps: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, norm_weight, norm_bias)
-        ctx.eps, ctx.dtype = eps, normed.dtype
         return F.linear(normed.to(weight.dtype), weight, bias).squeeze(-1)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        normed, weight, _, x, norm_weight, norm_bias, ctx.eps = inputs
+        ctx.save_for_backward(x, weight, norm_weight, norm_bias)
+        ctx.dtype = normed.dtype
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # All of it has gradients of its own, through x in the place of the normalised map.
         x, weight, norm_weight, norm_bias = (each.to(grad.dtype) for each in ctx.saved_tensors)
         needs_normed, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_normed = (grad[..., None] * weight.squeeze(0)).to(ctx.dtype) if needs_normed else None
@@ -121,4 +128,4 @@ class OutputGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W) logits."""
-        return self.gate(self.norm(x))
+        return self.gate(self.norm(x), x, self.norm)

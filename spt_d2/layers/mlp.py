@@ -1,8 +1,9 @@
 """The feed-forward network of a transformer block."""
 
+import torch
 from torch import Tensor, nn
 
-from spt_d2.layers.observed import is_observed
+from spt_d2.layers.observed import as_built, is_observed
 from spt_d2.ops.linear_gelu import linear_gelu
 
 
@@ -18,6 +19,7 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0):
         super().__init__()
+        self.hidden_dim = hidden_dim
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
@@ -28,7 +30,10 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(self._hidden(x))))
 
     def _hidden(self, x: Tensor) -> Tensor:
-        as_built = type(self.fc1) is nn.Linear and self.fc1.bias is not None and type(self.act) is nn.GELU
-        if as_built and not is_observed(self.fc1, self.act):
-            return linear_gelu(x, self.fc1.weight, self.fc1.bias)
-        return self.act(self.fc1(x))
+        return linear_gelu(x, self.fc1.weight, self.fc1.bias) if self._fuses(x) else self.act(self.fc1(x))
+
+    def _fuses(self, x: Tensor) -> bool:
+        if torch.is_grad_enabled() or not x.is_cpu:
+            return False
+        as_made = as_built(self.fc1, nn.Linear) and as_built(self.act, nn.GELU) and self.act.approximate == "none"
+        return as_made and self.fc1.bias is not None and not is_observed(self.fc1, self.act)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_d2.layers.block import Decision, SelectPackBlock, SwinBlock
-from spt_d2.layers.observed import is_observed
+from spt_d2.layers.observed import as_built, is_observed
 from spt_d2.layers.patch import PatchMerging
 from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.ops.selection import BlockSelection
@@ -71,9 +71,10 @@ class SwinStage(Stage):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C), before the merging."""
+        reuses = x.is_cpu and not torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             # A map for every block would be mapped into memory anew each time. The first block's input is others'.
-            in_place = (True,) if i > 0 and not is_shared(self.blocks[i - 1], block) else ()
+            in_place = (True,) if reuses and i > 0 and not is_shared(self.blocks[i - 1], block) else ()
             x = run_block(block, self.use_checkpoint, x, *in_place)
         return x
 
@@ -131,8 +132,7 @@ class SelectPackStage(Stage):
 
 def is_shared(before: nn.Module, after: nn.Module) -> bool:
     """Whether others may hold the map that one block gave and the next is given: a hook, or what wraps a block."""
-    as_built = all(type(block) is SwinBlock and "forward" not in vars(block) for block in (before, after))
-    return not as_built or is_observed(before, after)
+    return not (as_built(before, SwinBlock) and as_built(after, SwinBlock)) or is_observed(before, after)
 
 
 def run_block(block: nn.Module, use_checkpoint: bool, *inputs: Any) -> Any:

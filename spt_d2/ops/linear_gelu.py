@@ -28,9 +28,12 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+    # Whoever traces or compiles is to see operators that others know, and fuses them himself.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    # Of other classes are tensors that only stand for some, such as those of torch.compile.
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    # Of other classes are tensors that only stand for some.
     plain = all(type(each) in (Tensor, torch.nn.Parameter) for each in (x, weight, bias))
     cpu_floats = all(each.is_cpu and each.dtype == torch.float32 for each in (x, weight, bias))
     return plain and cpu_floats and x.numel() > 0 and _is_there()
@@ -40,8 +43,9 @@ def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
 @torch.inference_mode()
 def _is_there() -> bool:
     """Whether this torch has the operator, and it computes what it should: it is not of torch's public interface."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((3, 5), (7, 5), (7,)))
+    # Whatever the defaults are where it is asked first.
+    x, weight, bias = (torch.linspace(-2.0, 2.0, n, device="cpu", dtype=torch.float32) for n in (15, 35, 7))
+    x, weight = x.view(3, 5), weight.view(7, 5)
     try:
         found = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
     except (AttributeError, RuntimeError, TypeError):

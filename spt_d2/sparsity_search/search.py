@@ -170,7 +170,8 @@ def best_yaml(base: str, overrides: Sequence[str], ratios: list[list[float]], co
     return "\n".join([*lines, yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)])
 
 
-def best_overrides(ratios: list[list[float]]) -> list[str]:
-    """Overrides of a LazyConfig that trains on at fixed ratios."""
+def best_overrides(overrides: Sequence[str], ratios: list[list[float]]) -> list[str]:
+    """The same for a LazyConfig, as overrides: those that the search had, but for the output folder, and the ratios."""
     node = "model.backbone.bottom_up"
-    return [f"{node}.pruning_ratios={str(ratios).replace(' ', '')}", f"{node}.sample_ratios=False"]
+    own = [override for override in overrides if override.partition("=")[0] != "train.output_dir"]
+    return [*own, f"{node}.pruning_ratios={str(ratios).replace(' ', '')}", f"{node}.sample_ratios=False"]

@@ -174,6 +174,8 @@ def test_the_results_in_the_repository_are_finished_runs_of_their_plan(name, mon
     (tmp_path / "dense.safetensors").write_text("weights")
     folder = ROOT / "projects" / "SPT" / "results" / name
     found = results_in(folder)
+    if not found:
+        pytest.skip("no run of this plan is in the repository")
     starts = {(result["seed"], result["weights"]) for result in found}
     assert len({seed for seed, _ in starts}) == len(starts), "runs of a seed started from several checkpoints"
     plan = read_plan(ROOT / f"projects/SPT/plans/{name}.yaml")

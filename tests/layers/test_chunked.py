@@ -190,6 +190,57 @@ def test_attention_that_was_put_in_its_place_is_called():
         torch.testing.assert_close(block(x), x + block.mlp(block.norm2(x)))
 
 
+class DoubledNorm(nn.LayerNorm):
+    """Of another class: what it does with a whole map is its own affair."""
+
+    def forward(self, x):
+        assert x.dim() == 4
+        return 2 * super().forward(x)
+
+
+class OneLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.only = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.only(x)
+
+
+def replaced(block: nn.Module, change: str) -> nn.Module:
+    if change == "layer":
+        block.mlp.fc1 = nn.Sequential(block.mlp.fc1)
+    if change == "mlp":
+        block.mlp = OneLayer()
+    if change == "norm":
+        block.norm2 = DoubledNorm(8)
+    if change == "patched":
+        forward = block.mlp.forward
+        block.mlp.forward = lambda x: 2 * forward(x)
+    if change == "patched attention":
+        forward = block.attn.forward
+        block.attn.forward = lambda *inputs: 2 * forward(*inputs)
+    return randomised(block)
+
+
+@pytest.mark.parametrize("change", ("layer", "mlp", "norm", "patched", "patched attention"))
+def test_a_swin_block_with_other_parts_runs_them(change):
+    block = replaced(SwinBlock(8, 2, shift_size=3), change)
+    x = torch.randn(2, 9, 10, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), block.whole_map(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ("layer", "mlp", "norm", "patched", "patched attention"))
+def test_a_select_pack_block_with_other_parts_runs_them(change):
+    block = replaced(SelectPackBlock(8, 2, SelectPackOptions()), change)
+    inputs = torch.randn(2, 9, 10, 8, dtype=torch.float64), torch.ones(2, 9, 10, dtype=torch.bool)
+    with torch.no_grad():
+        at_inference = block(*inputs)[0]
+    # With gradients asked for, everything runs as it stands.
+    torch.testing.assert_close(at_inference, block(*inputs)[0].detach(), rtol=1e-12, atol=1e-12)
+
+
 def test_a_block_that_was_taken_out_of_a_stage():
     torch.manual_seed(0)
     stage = SwinStage(dim=8, depth=3, num_heads=2, window_size=7, drop_path=[0.0] * 3, downsample=False).eval()

@@ -64,7 +64,35 @@ def test_logits_and_gradients_are_the_same_where_the_normalised_map_is_made_anew
 def test_gradients_through_what_is_made_anew_are_those_of_finite_differences():
     gate, norm = gate_and_norm()
     x = torch.randn(1, 2, 2, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, *_: gate(norm(x), x, norm), (x, *gate.parameters(), *norm.parameters()))
+    inputs = (x, *gate.parameters(), *norm.parameters())
+    assert torch.autograd.gradcheck(lambda x, *_: gate(norm(x), x, norm), inputs)
+    # Those of gradient penalties.
+    assert torch.autograd.gradgradcheck(lambda x, *_: gate(norm(x), x, norm), inputs)
+    per_parameter = torch.func.grad(lambda parameters: _sum_of_squares(gate, parameters, x, norm))
+    found = per_parameter(dict(gate.named_parameters()))
+    gate(norm(x)).square().sum().backward()
+    for name, parameter in gate.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+
+
+def _sum_of_squares(gate: SelectionGate, parameters: dict, x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+    return torch.func.functional_call(gate, parameters, (norm(x), x, norm)).square().sum()
+
+
+@pytest.mark.parametrize("how", ("hook", "patch"))
+def test_a_norm_whose_result_somebody_changes_is_not_made_anew(how):
+    gate, norm = gate_and_norm()
+    if how == "hook":
+        norm.register_forward_hook(lambda module, inputs, output: 2 * output)
+    else:
+        forward = norm.forward
+        norm.forward = lambda x: 2 * forward(x)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    normed = norm(x)
+    results = []
+    for logits in (gate(normed), gate(normed, x, norm)):
+        results.append(torch.autograd.grad(logits.sum(), gate.proj.weight, retain_graph=True)[0])
+    torch.testing.assert_close(*results)
 
 
 def test_no_normalised_map_is_kept_for_the_backward_pass():
@@ -76,6 +104,10 @@ def test_no_normalised_map_is_kept_for_the_backward_pass():
             gate(normed, *sources)
         others = [t for t in kept if t.data_ptr() != x.data_ptr() and t.numel() == x.numel()]
         assert len(others) == maps
+    output_gate, kept = reference.randomise_(OutputGate(5, 0.0)).double(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        output_gate(x)
+    assert not [t for t in kept if t.data_ptr() != x.data_ptr() and t.numel() == x.numel()]
 
 
 @pytest.mark.parametrize("other", (nn.Identity(), nn.LayerNorm(5, elementwise_affine=False), nn.GroupNorm(1, 4)))

@@ -240,8 +240,11 @@ def test_overrides_of_a_lazy_config_train_at_what_was_found():
     leaf = "projects/SPT/configs/Shapes-InstanceSegmentation/mask_rcnn_sparse_vit_nano_fpn.py"
     cfg = LazyConfig.load(str(ROOT / leaf))
     ratios = [[0.1], [0.2], [0.3, 0.4], [0.5]]
-    node = LazyConfig.apply_overrides(cfg, best_overrides(ratios)).model.backbone.bottom_up
+    given = ["train.output_dir=of/the/search", "train.max_iter=7", "model.backbone.bottom_up.sample_ratios=True"]
+    found = LazyConfig.apply_overrides(cfg, best_overrides(given, ratios))
+    node = found.model.backbone.bottom_up
     assert node.pruning_ratios == ratios and node.sample_ratios is False
+    assert found.train.max_iter == 7 and found.train.output_dir != "of/the/search"
 
 
 def test_the_best_is_the_best_of_all_that_is_known_within_the_bounds(sparse, sparse_weights, tmp_path, monkeypatch):
