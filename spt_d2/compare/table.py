@@ -56,7 +56,7 @@ def _cells(row: Row) -> list[str]:
     sizes = ("APs", "APm", "APl")
     return [
         # A variant that lacks a set is no match for the others, but for its paired differences.
-        f"pooled, {row.sets} sets" if row.data_set == POOLED else row.data_set,
+        f"pooled, {row.sets} set{'s' * (row.sets != 1)}" if row.data_set == POOLED else row.data_set,
         row.variant,
         str(len(row.seeds)),
         one("box_AP", 1, error=True),

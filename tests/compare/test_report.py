@@ -119,6 +119,12 @@ def test_the_table_says_what_the_results_say():
     assert [cells(line)[0] for line in lines[2:]] == ["shapes"] * 2 + ["plates"] * 2 + ["pooled, 2 sets"] * 2
 
 
+def test_one_set_is_pooled_as_one_set():
+    results = [result(), result("plates"), result("plates", "spt")]
+    lines = comparison_table(report_rows(results)).splitlines()
+    assert [cells(line)[0] for line in lines[2:]][-2:] == ["pooled, 2 sets", "pooled, 1 set"]
+
+
 def test_columns_of_masks_are_there_where_one_row_has_them():
     results = [result(segm=30.0), result(variant="spt", segm=31.0), result("plates")]
     header, _, *lines = comparison_table(report_rows(results)).splitlines()
