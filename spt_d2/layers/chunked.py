@@ -34,7 +34,12 @@ _CHUNK_TOKENS_TRAINING = 3136
 
 def runs_in_chunks(x: Tensor, *parts: nn.Module) -> bool:
     """Whether parts of a module are at inference on a CPU, where they may run a few tokens at a time and in place."""
-    if not x.is_cpu or torch.is_grad_enabled() or is_observed(*parts):
+    return at_inference(x, *parts) and not is_observed(*parts)
+
+
+def at_inference(x: Tensor, *parts: nn.Module) -> bool:
+    """The same of parts that are known not to be observed."""
+    if not x.is_cpu or torch.is_grad_enabled():
         return False
     return not any(module.training for part in parts for module in part.modules())
 
@@ -71,7 +76,7 @@ def swin_block(block: "SwinBlock", x: Tensor, in_place: bool = False) -> Tensor:
     tokens, bias = x.reshape(-1, x.shape[-1]), window_bias(attn, x.dtype)
     # An image's branch is dropped whole, whichever chunks its windows are in.
     factors = [block.drop_path.sample(x.shape[0], x) for _ in range(2)]
-    if runs_in_chunks(x, *block.children()):
+    if at_inference(x, *block.children()):
         out = tokens if in_place else torch.empty_like(tokens)
         for chunk in plan.chunks:
             out.index_copy_(0, chunk.places, _run(block, tokens.index_select(0, chunk.places), chunk, bias))

@@ -10,6 +10,7 @@ def as_built(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def is_observed(*modules: nn.Module) -> bool:
     """Whether a hook is to see what one of these modules, or a part of one, is given or gives."""
+    # Private, but torch has no public question of hooks, of all modules or of one.
     return nn.modules.module._has_any_global_hook() or any(
         inner._forward_hooks or inner._forward_pre_hooks or inner._backward_hooks or inner._backward_pre_hooks
         for module in modules
