@@ -12,6 +12,7 @@ from spt_d2.benchmark.record import Row
 from spt_d2.benchmark.steps import DTYPES
 from spt_d2.layers.block import SelectPackBlock
 from spt_d2.layers.chunked import add_mlp, runs_in_chunks
+from spt_d2.layers.linear import apply_linear
 from spt_d2.ops.attention import block_diagonal_mask, container_attention, xformers_available
 from spt_d2.ops.packing import PackedLayout, pack_layout
 from spt_d2.ops.selection import select_tokens
@@ -132,10 +133,10 @@ class BlockParts:
         block.norm1(self.x)
         if self.rectangular:
             # Elsewhere attend() does it.
-            block.attn.qkv(self.tokens)
+            apply_linear(block.attn.qkv, self.tokens)
         self.attend()
         # As many tokens as are kept, whichever.
-        block.attn.proj(self.tokens)
+        apply_linear(block.attn.proj, self.tokens)
         if runs_in_chunks(self.x, block.drop_path, block.norm2, block.mlp):
             # Written into, as the block does with what it has just made.
             return add_mlp(self.x.clone(), block.norm2, block.mlp)

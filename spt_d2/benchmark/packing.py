@@ -16,6 +16,7 @@ from spt_d2.benchmark.models import build_own, dense_weights
 from spt_d2.benchmark.planting import planted_ranks
 from spt_d2.benchmark.steps import step
 from spt_d2.layers.block import SelectPackBlock
+from spt_d2.layers.linear import apply_linear
 from spt_d2.ops.packing import pack_layout
 from spt_d2.ops.padding import pad_layout
 
@@ -51,7 +52,7 @@ def branch(block: SelectPackBlock, normed: Tensor, keep_mask: Tensor) -> Tensor:
         layout = pad_layout(layout)
     flat = normed.flatten(0, 2)
     tokens = layout.pad(flat.index_select(0, layout.keep_indices))
-    attended = layout.unpad(block.attn.proj(block.attn(tokens, layout.rows)))
+    attended = layout.unpad(apply_linear(block.attn.proj, block.attn(tokens, layout.rows)))
     added = torch.zeros_like(flat, dtype=attended.dtype).index_add(0, layout.keep_indices, attended)
     return added.view(normed.shape)
 

@@ -9,6 +9,7 @@ from spt_d2.layers import chunked
 from spt_d2.layers.chunked import runs_in_chunks
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.gate import SelectionGate, initial_gate_bias
+from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.observed import as_built, is_observed
 from spt_d2.layers.select_pack_attention import SelectPackAttention, SelectPackOptions
@@ -222,8 +223,8 @@ class SelectPackBlock(nn.Module):
         if self.options.proj_tokens == "all":
             spread = attended.new_zeros(flat.shape[0], attended.shape[1])
             spread = spread.index_copy(0, layout.keep_indices, layout.unpad(attended))
-            return x + self.drop_path(self.proj_drop(self.attn.proj(spread)).view(x.shape))
-        branch = layout.unpad(self.proj_drop(self.attn.proj(attended)))
+            return x + self.drop_path(self.proj_drop(apply_linear(self.attn.proj, spread)).view(x.shape))
+        branch = layout.unpad(self.proj_drop(apply_linear(self.attn.proj, attended)))
         branch = self.drop_path.packed(branch, layout.image_ids, x.shape[0])
         return flat.index_add(0, layout.keep_indices, branch.to(flat.dtype)).view(x.shape)
 
@@ -240,8 +241,8 @@ class SelectPackBlock(nn.Module):
         kept = layout.pad(flat.index_select(0, keep))
         out = flat.index_add(0, keep, self._per_image(layout.unpad(self.mlp(self.norm2(kept))), keep, factor, x))
         if self.light is not None:
-            skipped = flat.index_select(0, skip)
-            out = out.index_add(0, skip, self._per_image(self.light(self.norm2(skipped)), skip, factor, x))
+            skipped = apply_linear(self.light, self.norm2(flat.index_select(0, skip)))
+            out = out.index_add(0, skip, self._per_image(skipped, skip, factor, x))
         return out.view(x.shape)
 
     @staticmethod

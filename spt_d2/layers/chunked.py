@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.observed import is_observed
 from spt_d2.ops.short_attention import short_attention
@@ -144,11 +145,12 @@ def _attend(attn: "WindowAttention", normed: Tensor, bias: Tensor) -> Tensor:
     """
     area, heads = bias.shape[-1], attn.num_heads
     windows = normed.shape[0] // area
-    qkv = attn.qkv(normed).view(windows, area, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    qkv = apply_linear(attn.qkv, normed).view(windows, area, 3, heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.contiguous().flatten(1, 2).unbind(0)
     dropout = attn.attn_drop if attn.training else 0.0
     out = short_attention(q, k, v, bias.expand(windows, -1, -1, -1).flatten(0, 1), dropout)
-    return attn.proj_drop(attn.proj(out.view(windows, heads, area, -1).transpose(1, 2).reshape(windows * area, -1)))
+    out = out.view(windows, heads, area, -1).transpose(1, 2).reshape(windows * area, -1)
+    return attn.proj_drop(apply_linear(attn.proj, out))
 
 
 def _add(part: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spt_d2.layers.linear import apply_linear
 from spt_d2.ops.deformable import deformable_attention, deformed_points, sample_tokens
+from spt_d2.ops.linear import linear
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ class DeformableAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         dim, weight, bias = x.shape[3], self.qkv.weight, self.qkv.bias
-        q = F.linear(x, weight[:dim], None if bias is None else bias[:dim])
+        q = linear(x, weight[:dim], None if bias is None else bias[:dim])
         positions = self.positions(q)
-        kv = F.linear(sample_tokens(x, positions), weight[dim:], None if bias is None else bias[dim:])
+        kv = linear(sample_tokens(x, positions), weight[dim:], None if bias is None else bias[dim:])
         k, v = kv.unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = deformable_attention(
             q.flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2),
@@ -123,7 +124,7 @@ class DeformableAttention(nn.Module):
             (x.shape[1], x.shape[2]),
             dropout=self.attn_drop if self.training else 0.0,
         )
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(x.shape)))
+        return self.proj_drop(apply_linear(self.proj, out.transpose(1, 2).reshape(x.shape)))
 
     def positions(self, q: Tensor) -> Tensor:
         """(B, H, W, C) queries to (B, groups, H_k, W_k, 2) positions (y, x); -1 and 1 are a map's outer tokens."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from spt_d2.layers.block import SwinBlock
 from spt_d2.layers.deformable_attention import DeformableAttention, DeformableOptions
 from spt_d2.layers.drop_path import DropPath
+from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.patch import PatchMerging
 from spt_d2.layers.stage import Stage, run_block
@@ -61,7 +62,7 @@ class ProjectedMerging(PatchMerging):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
-        return self.norm(self.reduction(self.cells(x)))
+        return self.norm(apply_linear(self.reduction, self.cells(x)))
 
 
 class DeformableStage(Stage):

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from spt_d2.layers.drop_path import DropPath
+from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.select_pack_attention import SelectPackAttention, SelectPackOptions
 from spt_d2.layers.two_logit_gate import TwoLogitGate
@@ -53,7 +54,7 @@ class GatedWindowAttention(SelectPackAttention):
         """(B, H, W, C) to the same: what each token gets from the kept ones, before the out-projection."""
         assert self.relative_position_bias_table is not None
         return masked_window_attention(
-            self.qkv(x),
+            apply_linear(self.qkv, x),
             keep_mask,
             self.relative_position_bias_table,
             num_heads=self.num_heads,
@@ -106,7 +107,7 @@ class GatedSwinBlock(nn.Module):
         Returns:
             (B, H, W, C): what the block makes of kept tokens, and ``x`` elsewhere, both exactly.
         """
-        attended = self.proj_drop(self.attn.proj(self.attn.masked(self.norm1(x), keep_mask)))
+        attended = self.proj_drop(apply_linear(self.attn.proj, self.attn.masked(self.norm1(x), keep_mask)))
         out = x + self.drop_path(attended)
         out = out + self.drop_path(self.mlp(self.norm2(out)))
         factor = policy[..., None].to(x.dtype)
@@ -123,6 +124,6 @@ class GatedSwinBlock(nn.Module):
         """
         flat = x.flatten(0, 2)
         tokens = flat.index_select(0, layout.keep_indices)
-        tokens = tokens + self.attn.proj(self.attn(self.norm1(tokens), layout))
+        tokens = tokens + apply_linear(self.attn.proj, self.attn(self.norm1(tokens), layout))
         tokens = tokens + self.mlp(self.norm2(tokens))
         return flat.index_copy(0, layout.keep_indices, tokens.to(x.dtype)).view(x.shape)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from spt_d2.layers.block import SelectPackBlock
 from spt_d2.layers.drop_path import DropPath
+from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
 
 
@@ -32,9 +33,9 @@ class GlobalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         tokens = x.flatten(1, 2)
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = apply_linear(self.qkv, tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))).view(x.shape)
+        return self.proj_drop(apply_linear(self.proj, out.transpose(1, 2).flatten(2))).view(x.shape)
 
 
 class GlobalBlock(nn.Module):

@@ -1,10 +1,8 @@
 """The feed-forward network of a transformer block."""
 
-import torch
 from torch import Tensor, nn
 
-from spt_d2.layers.observed import as_built, is_observed
-from spt_d2.ops.linear_gelu import linear_gelu
+from spt_d2.layers.linear import apply_linear, apply_linear_gelu
 
 
 class Mlp(nn.Module):
@@ -27,13 +25,5 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""
-        return self.drop(self.fc2(self.drop(self._hidden(x))))
-
-    def _hidden(self, x: Tensor) -> Tensor:
-        return linear_gelu(x, self.fc1.weight, self.fc1.bias) if self._fuses(x) else self.act(self.fc1(x))
-
-    def _fuses(self, x: Tensor) -> bool:
-        if torch.is_grad_enabled() or not x.is_cpu:
-            return False
-        as_made = as_built(self.fc1, nn.Linear) and as_built(self.act, nn.GELU) and self.act.approximate == "none"
-        return as_made and self.fc1.bias is not None and not is_observed(self.fc1, self.act)
+        hidden = apply_linear_gelu(self.fc1, self.act, x)
+        return self.drop(apply_linear(self.fc2, self.drop(hidden)))

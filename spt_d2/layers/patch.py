@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spt_d2.layers.chunked import chunk_tokens, runs_in_chunks
+from spt_d2.layers.linear import apply_linear
 
 
 class PatchEmbed(nn.Module):
@@ -52,7 +53,7 @@ class PatchMerging(nn.Module):
         """(B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
         if runs_in_chunks(x, self.norm, self.reduction):
             return self._row_by_row(x)
-        return self.reduction(self.norm(self.cells(x)))
+        return apply_linear(self.reduction, self.norm(self.cells(x)))
 
     def _row_by_row(self, x: Tensor) -> Tensor:
         """A few pairs of rows at a time, while they are in the cache."""
@@ -61,7 +62,7 @@ class PatchMerging(nn.Module):
         step = max(chunk_tokens(4 * channels) // out.shape[2], 1)
         for row in range(0, out.shape[1], step):
             cells = self.cells(x[:, 2 * row : 2 * (row + step)])
-            out[:, row : row + step] = self.reduction(self.norm(cells))
+            out[:, row : row + step] = apply_linear(self.reduction, self.norm(cells))
         return out
 
     def cells(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spt_d2.layers.linear import apply_linear
 from spt_d2.ops.attention import BACKENDS, packed_attention
 from spt_d2.ops.packing import PackedLayout, check_segment
 from spt_d2.ops.padding import PACKINGS
@@ -140,7 +141,7 @@ class SelectPackAttention(nn.Module):
 
     def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """(T, C) packed tokens to (T, C) attended values, heads concatenated, before the out-projection."""
-        q, k, v = self.qkv(tokens).unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
+        q, k, v = apply_linear(self.qkv, tokens).unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
         if self.position == "rope":
             angles = rotary_angles(layout.coordinates, q.shape[-1])
             q, k = apply_rotary(q, angles), apply_rotary(k, angles)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spt_d2.layers.block import SwinBlock
+from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.stage import Stage, run_block
 from spt_d2.ops.selection import valid_tokens
 from spt_d2.ops.window_selection import (
@@ -73,7 +74,7 @@ class SparseWindowBlock(SwinBlock):
         attn = self.attn
         number, tokens, channels = windows.shape
         heads = (attn.num_heads, channels // attn.num_heads)
-        q, k, v = attn.qkv(windows).view(number, tokens, 3, *heads).permute(2, 0, 3, 1, 4)
+        q, k, v = apply_linear(attn.qkv, windows).view(number, tokens, 3, *heads).permute(2, 0, 3, 1, 4)
         rows = relative_position_index(attn.window_size, windows.device).flatten()
         bias = attn.relative_position_bias_table[rows].view(1, tokens, tokens, -1).permute(0, 3, 1, 2).to(q.dtype)
         if attn.shift_size:
@@ -86,7 +87,7 @@ class SparseWindowBlock(SwinBlock):
             out = F.dropout(weights.softmax(dim=-1), dropout) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(number, -1, -1, -1), dropout_p=dropout)
-        return attn.proj_drop(attn.proj(out.transpose(1, 2).reshape(number, tokens, channels)))
+        return attn.proj_drop(apply_linear(attn.proj, out.transpose(1, 2).reshape(number, tokens, channels)))
 
 
 class SparseWindowStage(Stage):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spt_d2.layers.linear import apply_linear
 from spt_d2.ops.windows import relative_position_index, shifted_window_mask, window_partition, window_unpartition
 
 
@@ -61,7 +62,7 @@ class WindowAttention(nn.Module):
 
     def _attend(self, windows: Tensor, padded: tuple[int, int]) -> Tensor:
         n, tokens, dim = windows.shape
-        q, k, v = self.qkv(windows).view(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = apply_linear(self.qkv, windows).view(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         index = relative_position_index(self.window_size, windows.device)
         bias = self.relative_position_bias_table[index.flatten()].view(tokens, tokens, -1).permute(2, 0, 1).to(q.dtype)
         if self.shift_size:
@@ -70,7 +71,7 @@ class WindowAttention(nn.Module):
         else:
             bias = bias[None]
         out = self._softmax_attention(q, k, v, bias)
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(n, tokens, dim)))
+        return self.proj_drop(apply_linear(self.proj, out.transpose(1, 2).reshape(n, tokens, dim)))
 
     def _softmax_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """(B * windows, h, M^2, d) queries, keys, values and (windows or 1, h, M^2, M^2) bias to the values' shape."""

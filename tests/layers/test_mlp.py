@@ -16,7 +16,9 @@ def test_mlp_is_two_linear_layers_with_gelu_between():
     reference.close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
 
 
-@pytest.mark.parametrize("change", ("nothing", "hook", "layer", "patch", "activation", "tanh", "no bias"))
+@pytest.mark.parametrize(
+    "change", ("nothing", "hook", "layer", "second layer", "patch", "activation", "tanh", "no bias")
+)
 def test_inference_in_float32_is_the_same_whoever_looks_or_has_changed_what(change):
     mlp, x, seen = reference.randomise_(Mlp(24, 48)).eval(), torch.randn(2, 5, 24), []
     expected = mlp(x).detach()
@@ -24,6 +26,8 @@ def test_inference_in_float32_is_the_same_whoever_looks_or_has_changed_what(chan
         mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
     if change == "layer":
         mlp.fc1 = nn.Sequential(mlp.fc1)
+    if change == "second layer":
+        mlp.fc2 = nn.Sequential(mlp.fc2)
     if change == "patch":
         forward = mlp.fc1.forward
         mlp.fc1.forward = lambda x: 2 * forward(x)

@@ -5,7 +5,7 @@ import torch
 
 from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.layers.stage import SelectPackStage, SwinStage
-from spt_d2.ops import linear_gelu
+from spt_d2.ops import linear
 from spt_d2.ops.window_plan import window_plan
 from spt_d2.ops.windows import relative_position_index, shifted_window_mask, token_order
 from tests import reference
@@ -141,7 +141,7 @@ def test_another_default_device_changes_nothing_for_a_model_that_is_elsewhere(ki
         cached.cache_clear()
     stage.eval()
     for grad in (True, False):
-        linear_gelu._is_there.cache_clear()
+        linear._is_there.cache_clear()
         with torch.set_grad_enabled(grad), torch.device("meta"):
             out = stage(*inputs)
         expected = stage(*inputs)
@@ -151,12 +151,12 @@ def test_another_default_device_changes_nothing_for_a_model_that_is_elsewhere(ki
 
 
 def test_another_default_dtype_when_it_is_asked_first_does_not_turn_fusing_off():
-    linear_gelu._is_there.cache_clear()
-    there = linear_gelu._is_there()
-    linear_gelu._is_there.cache_clear()
+    linear._is_there.cache_clear()
+    there = linear._is_there()
+    linear._is_there.cache_clear()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        assert linear_gelu._is_there() == there
+        assert linear._is_there() == there
     finally:
         torch.set_default_dtype(before)
