@@ -180,11 +180,7 @@ class SelectPackBlock(nn.Module):
         )
         if options.packing == "padded":
             layout = pad_layout(layout)
-        tokens = normed.flatten(0, 2).index_select(0, layout.keep_indices)
-        factor = self._factor(decision, layout)
-        if factor is not None:
-            tokens = tokens * factor.to(tokens.dtype)[:, None]
-        x = self._add_attention(x, self.attn(layout.pad(tokens), layout.rows), layout)
+        x = self._add_attention(x, normed, layout, self._factor(decision, layout))
         return self._add_ffn(x, layout), decision, layout
 
     def _decide(self, score: Tensor, valid: Tensor, score_up: Tensor | None, labels: Tensor | None) -> Decision:
@@ -218,8 +214,14 @@ class SelectPackBlock(nn.Module):
             factor = slope if factor is None else factor * slope
         return factor
 
-    def _add_attention(self, x: Tensor, attended: Tensor, layout: PackedLayout) -> Tensor:
+    def _add_attention(self, x: Tensor, normed: Tensor, layout: PackedLayout, factor: Tensor | None) -> Tensor:
+        if self._attends_in_chunks(x, layout):
+            return chunked.add_attention(x, normed, layout, factor, self.attn)
         flat = x.flatten(0, 2)
+        tokens = normed.flatten(0, 2).index_select(0, layout.keep_indices)
+        if factor is not None:
+            tokens = tokens * factor.to(tokens.dtype)[:, None]
+        attended = self.attn(layout.pad(tokens), layout.rows)
         if self.options.proj_tokens == "all":
             spread = attended.new_zeros(flat.shape[0], attended.shape[1])
             spread = spread.index_copy(0, layout.keep_indices, layout.unpad(attended))
@@ -227,6 +229,12 @@ class SelectPackBlock(nn.Module):
         branch = layout.unpad(self.proj_drop(apply_linear(self.attn.proj, attended)))
         branch = self.drop_path.packed(branch, layout.image_ids, x.shape[0])
         return flat.index_add(0, layout.keep_indices, branch.to(flat.dtype)).view(x.shape)
+
+    def _attends_in_chunks(self, x: Tensor, layout: PackedLayout) -> bool:
+        packed = self.options.packing == "containers" and self.options.proj_tokens == "selected"
+        if not packed or layout.is_ragged or layout.num_tokens == 0:
+            return False
+        return as_built(self.attn, SelectPackAttention) and runs_in_chunks(x, self.attn, self.proj_drop, self.drop_path)
 
     def _add_ffn(self, x: Tensor, layout: PackedLayout) -> Tensor:
         if self.options.ffn_tokens == "all":

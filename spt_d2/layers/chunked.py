@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.observed import is_observed
+from spt_d2.ops.packing import PackedLayout
 from spt_d2.ops.short_attention import short_attention
 from spt_d2.ops.window_plan import WindowChunk, window_plan
 from spt_d2.ops.windows import relative_position_index
 
 if TYPE_CHECKING:
     from spt_d2.layers.block import SwinBlock
+    from spt_d2.layers.select_pack_attention import SelectPackAttention
     from spt_d2.layers.window_attention import WindowAttention
 
 # Elements of the widest intermediate of a chunk, the FFN's hidden channels: about 2.5 MB in float32.
@@ -57,6 +59,34 @@ def add_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
     for part in x.view(-1, x.shape[-1]).split(chunk_tokens(mlp.hidden_dim)):
         part += mlp(norm(part))
     return x
+
+
+def add_attention(
+    x: Tensor, normed: Tensor, layout: PackedLayout, factor: Tensor | None, attn: "SelectPackAttention"
+) -> Tensor:
+    """
+    ``x`` with the packed attention of ``normed`` added to the layout's tokens, at inference, some containers at a time.
+
+    Args:
+        x, normed: (B, H, W, C).
+        layout: of containers.
+        factor: (T,) of the packed tokens, or None.
+        attn: attention, with its out-projection.
+
+    Returns:
+        (B, H, W, C).
+    """
+    normed, out = normed.flatten(0, 2), x.flatten(0, 2).clone()
+    # Queries, keys, values and what is attended. All chunks of one size, for a small rest takes as long as a whole one.
+    number = max(round(layout.num_tokens / chunk_tokens(4 * x.shape[-1])), 1)
+    parts = layout.split(-(-layout.num_containers // number))
+    factors = [None] * len(parts) if factor is None else factor.split([part.num_tokens for part in parts])
+    for part, scale in zip(parts, factors):
+        tokens = normed.index_select(0, part.keep_indices)
+        if scale is not None:
+            tokens = tokens * scale.to(tokens.dtype)[:, None]
+        out.index_add_(0, part.keep_indices, apply_linear(attn.proj, attn(tokens, part)).to(out.dtype))
+    return out.view(x.shape)
 
 
 def channels_first(x: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -224,13 +224,20 @@ def _rectangular_sdpa(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, table: Tensor | None, window_size: int, dropout: float
 ) -> Tensor:
     """:func:`container_attention` over containers (R, h, L, d): any device, any float dtype."""
-    containers = layout.fill_containers(torch.stack((q, k, v), dim=1))
-    q, k, v = containers.permute(2, 0, 3, 1, 4)
+    q, k, v = (_in_containers(t, layout) for t in (q, k, v))
     mask = layout.container_mask
     if table is not None:
         bias = relative_bias(layout, table, window_size).to(q.dtype)
         mask = bias.masked_fill(~mask, -math.inf)
     return layout.empty_containers(container_attention(q, k, v, mask, dropout).transpose(1, 2))
+
+
+def _in_containers(t: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, h, d) to (R, h, L, d); what is in empty slots nobody reads."""
+    if torch.is_grad_enabled():
+        return layout.fill_containers(t).transpose(1, 2)
+    # A gather writes once what zeros and a scatter write twice. Its gradient would be a scatter of sums.
+    return t.index_select(0, layout.slot_tokens.flatten()).unflatten(0, layout.slot_tokens.shape).transpose(1, 2)
 
 
 def container_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:

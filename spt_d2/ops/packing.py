@@ -12,13 +12,13 @@ Shape shorthand in this module:
     S: segments    L: container size    R: containers
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from spt_d2.ops.segments import counts_between, next_fit, own_containers, shared_containers, whole_images
 from spt_d2.ops.windows import token_order
 
 SEGMENTS = ("container", "shared", "window", "image")
@@ -107,6 +107,13 @@ class PackedLayout:
         return segments.view(self.num_containers, self.container_size)
 
     @cached_property
+    def slot_tokens(self) -> Tensor:
+        """(R, L) long: the packed token in each slot; in an empty slot the last one before it."""
+        filled = torch.zeros(self.num_containers * self.container_size, dtype=torch.long, device=self.device)
+        filled = filled.index_fill_(0, self.slots, 1).cumsum(0) - 1
+        return filled.view(self.num_containers, self.container_size)
+
+    @cached_property
     def container_mask(self) -> Tensor:
         """
         (R, 1, L, L) bool, True where a query slot may attend to a key slot.
@@ -125,6 +132,37 @@ class PackedLayout:
     def empty_containers(self, containers: Tensor) -> Tensor:
         """(R, L, ...) containers to (T, ...) packed tokens; inverse of :meth:`fill_containers`."""
         return containers.flatten(0, 1).index_select(0, self.slots)
+
+    def split(self, containers: int) -> "list[PackedLayout]":
+        """The layouts of so many containers each, one after the other; the last one has what is left."""
+        if self.is_ragged or containers < 1:
+            raise ValueError(
+                "PackedLayout.split(containers=) expects at least 1, and containers of one length. "
+                f"Got {containers}" + (" and segment='image'." if self.is_ragged else ".")
+            )
+        parts, segment, token = [], 0, 0
+        for first in range(0, self.num_containers, containers):
+            number = min(containers, self.num_containers - first)
+            start, end = segment, (first + number) * self.container_size
+            while segment < len(self.seqlens) and self.segment_starts[segment] < end:
+                segment += 1
+            seqlens = self.seqlens[start:segment]
+            behind = token + sum(seqlens)
+            parts.append(
+                PackedLayout(
+                    keep_indices=self.keep_indices[token:behind],
+                    counts=counts_between(self.counts, token, behind),
+                    seqlens=seqlens,
+                    segment_starts=tuple(
+                        place - first * self.container_size for place in self.segment_starts[start:segment]
+                    ),
+                    container_size=self.container_size,
+                    num_containers=number,
+                    grid_size=self.grid_size,
+                )
+            )
+            token = behind
+        return parts
 
     @property
     def rows(self) -> "PackedLayout":
@@ -206,11 +244,11 @@ def pack_layout(
     else:
         counts = kept.sum(dim=1).tolist()
         if segment == "container":
-            seqlens, starts, num_containers = _own_containers(counts, container_size)
+            seqlens, starts, num_containers = own_containers(counts, container_size)
         elif segment == "image":
-            seqlens, starts, num_containers = _whole_images(counts)
+            seqlens, starts, num_containers = whole_images(counts)
         else:
-            seqlens, starts, num_containers = _shared_containers(counts, container_size)
+            seqlens, starts, num_containers = shared_containers(counts, container_size)
 
     raster = (places[None, :] + torch.arange(b, device=kept.device)[:, None] * (h * w)).flatten()
     return PackedLayout(
@@ -247,43 +285,3 @@ def _true_places(flags: Tensor, places: Tensor, total: int) -> Tensor:
     # Places that are not flagged all write to one slot past the end.
     target = torch.where(flags, flags.cumsum(0) - 1, total)
     return torch.empty(total + 1, dtype=torch.long, device=flags.device).scatter_(0, target, places)[:total]
-
-
-def _own_containers(counts: Sequence[int], size: int) -> tuple[list[int], list[int], int]:
-    """Every image starts a container of its own: at most one partial container an image."""
-    seqlens: list[int] = []
-    for count in counts:
-        seqlens += [size] * (count // size)
-        if count % size:
-            seqlens.append(count % size)
-    return seqlens, [i * size for i in range(len(seqlens))], len(seqlens)
-
-
-def _whole_images(counts: Sequence[int]) -> tuple[list[int], list[int], int]:
-    """A segment an image, one behind the other; images with nothing kept have none."""
-    seqlens = [count for count in counts if count]
-    return seqlens, [sum(seqlens[:i]) for i in range(len(seqlens))], len(seqlens)
-
-
-def _shared_containers(counts: Sequence[int], size: int) -> tuple[list[int], list[int], int]:
-    """Containers run on over the images (the paper's figure); a segment ends with its container or its image."""
-    seqlens, starts, position = [], [], 0
-    for count in counts:
-        end = position + count
-        while position < end:
-            length = min(end, (position // size + 1) * size) - position
-            seqlens.append(length)
-            starts.append(position)
-            position += length
-    return seqlens, starts, -(-position // size)
-
-
-def next_fit(seqlens: Sequence[int], size: int) -> tuple[list[int], int]:
-    """A segment goes into the current container if it fits there whole, else it opens the next one."""
-    starts, position = [], 0
-    for length in seqlens:
-        if position % size + length > size:
-            position = (position // size + 1) * size
-        starts.append(position)
-        position += length
-    return starts, -(-position // size)

@@ -18,7 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from spt_d2.ops.packing import PackedLayout, next_fit
+from spt_d2.ops.packing import PackedLayout
+from spt_d2.ops.segments import next_fit
 
 PACKINGS = ("containers", "padded")
 

@@ -9,6 +9,7 @@ from spt_d2.layers.block import SelectPackBlock, SwinBlock
 from spt_d2.layers.patch import PatchEmbed, PatchMerging
 from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.layers.stage import SwinStage
+from spt_d2.ops.packing import PackedLayout
 
 SIZES = [(14, 21), (13, 20), (7, 7), (3, 5), (1, 1), (29, 2)]
 
@@ -110,6 +111,55 @@ def test_select_pack_block(chunk, score, position, ffn_tokens, proj_tokens):
     (in_chunks, _, layout), (whole, _, _) = both_ways(block, x, valid)
     torch.testing.assert_close(in_chunks, whole, rtol=1e-12, atol=1e-12)
     assert (layout.num_tokens > 0) == (score > -9) and (layout.num_tokens < 180) == (score < 9)
+
+
+@pytest.mark.parametrize("segment", ("container", "shared", "window"))
+@pytest.mark.parametrize("position", ("none", "rope", "conv", "relative_bias"))
+@pytest.mark.parametrize("gating", ("none", "sigmoid", "centred"))
+@pytest.mark.parametrize("shift", (0, 2))
+def test_select_pack_block_attends_chunk_by_chunk(chunk, segment, position, gating, shift, monkeypatch):
+    options = SelectPackOptions(window_size=4, segment=segment, position=position, gating=gating, threshold=0.5)
+    block = randomised(SelectPackBlock(8, 2, options, shift_size=shift))
+    x, chunks = torch.randn(3, 9, 10, 8, dtype=torch.float64), []
+    # Kept are three quarters of two images, and nothing of a third.
+    nn.init.constant_(block.gate.proj.bias, 9.0)
+    valid = torch.rand(3, 9, 10) < torch.tensor([0.75, 0.0, 0.75])[:, None, None]
+    split = PackedLayout.split
+    monkeypatch.setattr(PackedLayout, "split", lambda *arguments: chunks.extend(parts := split(*arguments)) or parts)
+    (in_chunks, _, layout), (whole, _, _) = both_ways(block, x, valid)
+    torch.testing.assert_close(in_chunks, whole, rtol=1e-12, atol=1e-12)
+    assert 90 < layout.num_tokens < 180
+    expected = {1: layout.num_containers, 10_000: 1}.get(chunk)
+    assert len(chunks) == expected if expected else 1 < len(chunks) < layout.num_containers
+
+
+def test_select_pack_block_in_reduced_precision_keeps_its_residual_stream(chunk):
+    block = SelectPackBlock(8, 2, SelectPackOptions()).eval()
+    x, valid = torch.randn(2, 9, 10, 8), torch.ones(2, 9, 10, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        (in_chunks, _, _), (whole, _, _) = both_ways(block, x, valid)
+    assert in_chunks.dtype == torch.float32
+    torch.testing.assert_close(in_chunks, whole, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("place", ("attn", "attn.qkv", "attn.proj", "proj_drop"))
+def test_hooks_within_a_select_pack_block_see_all_packed_tokens(place, chunk):
+    block, seen = SelectPackBlock(8, 2, SelectPackOptions()).eval(), []
+    block.get_submodule(place).register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    with torch.no_grad():
+        _, _, layout = block(torch.randn(2, 9, 10, 8), torch.ones(2, 9, 10, dtype=torch.bool))
+    assert seen == [layout.num_tokens]
+
+
+def test_what_is_not_finite_stays_in_its_image(chunk):
+    block = SelectPackBlock(8, 2, SelectPackOptions()).eval()
+    x, valid = torch.randn(3, 9, 10, 8), torch.ones(3, 9, 10, dtype=torch.bool)
+    x[1, 8, 9] = float("nan")
+    with torch.no_grad():
+        out = block(x, valid)[0]
+        alone = block(x[::2], valid[::2])[0]
+    assert out[1].isnan().any()
+    torch.testing.assert_close(out[::2], alone)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (9, 5), (1, 1)])

@@ -119,6 +119,54 @@ def test_emptying_undoes_filling(case, channels):
     assert containers[layout.slot_segments < 0].abs().sum() == 0
 
 
+@settings(max_examples=100)
+@given(layouts())
+def test_what_a_slot_is_given_is_its_token_or_the_one_before_it(case):
+    _, _, layout = case
+    given_to, held = layout.slot_tokens.flatten().tolist(), layout.fill_containers(torch.arange(layout.num_tokens) + 1)
+    last = 0
+    for token, place in zip(given_to, held.flatten().tolist(), strict=True):
+        last = place or last
+        assert token == last - 1
+    if case[1]["segment"] == "container":
+        # Never a token of another image: a value that is not finite would spread to it.
+        images = layout.image_ids[layout.slot_tokens]
+        assert torch.equal(images, images[:, :1].expand_as(images))
+
+
+@settings(max_examples=150)
+@given(layouts(), st.integers(1, 5))
+def test_split_layouts_are_the_layout(case, containers):
+    keep, _, layout = case
+    parts = layout.split(containers)
+    assert [part.num_containers for part in parts[:-1]] == [containers] * len(parts[:-1])
+    assert sum(part.num_containers for part in parts) == layout.num_containers
+    if not parts:
+        assert layout.num_tokens == 0
+        return
+    assert torch.equal(torch.cat([part.keep_indices for part in parts]), layout.keep_indices)
+    assert torch.equal(torch.cat([part.container_mask for part in parts]), layout.container_mask)
+    whole, first, start = layout.fill_containers(torch.arange(layout.num_tokens) + 1), 0, 0
+    for part in parts:
+        assert part.num_tokens == sum(part.counts) == sum(part.seqlens) > 0
+        # Tokens lie in the same slots of the same containers.
+        filled = part.fill_containers(torch.arange(part.num_tokens) + first + 1)
+        assert torch.equal(filled, whole[start : start + part.num_containers])
+        first, start = first + part.num_tokens, start + part.num_containers
+    counts = torch.tensor([part.counts for part in parts])
+    assert counts.sum(0).tolist() == list(layout.counts) == keep.flatten(1).sum(1).tolist()
+    for part in parts:
+        assert list(part.counts) == [int((part.image_ids == image).sum()) for image in range(len(keep))]
+
+
+def test_what_cannot_be_split_is_refused():
+    keep = torch.ones(1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"split\(containers=\) expects at least 1.*Got 0\.$"):
+        pack_layout(keep, container_size=4, window_size=2).split(0)
+    with pytest.raises(ValueError, match=r"containers of one length. Got 2 and segment='image'\.$"):
+        pack_layout(keep, container_size=4, window_size=2, segment="image").split(2)
+
+
 @settings(max_examples=60)
 @given(layouts())
 def test_at_most_one_partial_container_an_image_or_one_at_all(case):
