@@ -13,7 +13,7 @@ from spt_d2.benchmark.steps import DTYPES
 from spt_d2.layers.block import SelectPackBlock
 from spt_d2.layers.chunked import add_mlp, runs_in_chunks
 from spt_d2.layers.linear import apply_linear
-from spt_d2.ops.attention import block_diagonal_mask, container_attention, xformers_available
+from spt_d2.ops.attention import block_diagonal_mask, container_attention, in_containers, xformers_available
 from spt_d2.ops.packing import PackedLayout, pack_layout
 from spt_d2.ops.selection import select_tokens
 
@@ -95,19 +95,18 @@ class BlockParts:
         return layout, self.normed.flatten(0, 2).index_select(0, layout.keep_indices)
 
     def fill(self) -> Any:
-        """Queries, keys and values laid into containers (R, L, 3, h, d), and their mask; or xformers' mask alone."""
+        """Queries, keys and values laid into containers, three of (R, h, L, d), and their mask; or xformers' mask."""
         if not self.rectangular:
             return block_diagonal_mask(self.layout, self.x.device)
         # The layout computes its slots once, and would have them from the last round.
         layout = PackedLayout(**{name: getattr(self.layout, name) for name in PackedLayout.__dataclass_fields__})
-        return layout.fill_containers(self.qkv), layout.container_mask
+        return [in_containers(t, layout) for t in self.qkv.unbind(1)], layout.container_mask
 
     def attend(self) -> Tensor:
         """Attention, (R, L, h, d) in containers; or (T, C)."""
         if not self.rectangular:
             return self.block.attn(self.tokens, self.layout)
-        containers, mask = self.filled
-        q, k, v = containers.permute(2, 0, 3, 1, 4)
+        (q, k, v), mask = self.filled
         return container_attention(q, k, v, mask).transpose(1, 2)
 
     def empty(self) -> Tensor:

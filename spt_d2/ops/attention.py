@@ -224,7 +224,7 @@ def _rectangular_sdpa(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, table: Tensor | None, window_size: int, dropout: float
 ) -> Tensor:
     """:func:`container_attention` over containers (R, h, L, d): any device, any float dtype."""
-    q, k, v = (_in_containers(t, layout) for t in (q, k, v))
+    q, k, v = (in_containers(t, layout) for t in (q, k, v))
     mask = layout.container_mask
     if table is not None:
         bias = relative_bias(layout, table, window_size).to(q.dtype)
@@ -232,8 +232,8 @@ def _rectangular_sdpa(
     return layout.empty_containers(container_attention(q, k, v, mask, dropout).transpose(1, 2))
 
 
-def _in_containers(t: Tensor, layout: PackedLayout) -> Tensor:
-    """(T, h, d) to (R, h, L, d); what is in empty slots nobody reads."""
+def in_containers(t: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, h, d) packed tokens to (R, h, L, d) containers; what is in empty slots nobody is to read."""
     if torch.is_grad_enabled():
         return layout.fill_containers(t).transpose(1, 2)
     # A gather writes once what zeros and a scatter write twice. Its gradient would be a scatter of sums.
