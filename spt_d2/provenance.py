@@ -12,9 +12,12 @@ import torch
 
 _ROOT = Path(__file__).resolve().parents[1]
 
+# What is written beside a measurement and cannot change it: results that were measured before, and pages.
+_NOT_CODE = (":(exclude)results", ":(exclude)projects/SPT/results", ":(exclude)*.md")
+
 
 def code_commit() -> str | None:
-    """The repository's commit, marked where files differ from it; None outside of a repository."""
+    """The repository's commit, marked where code or configs differ from it; None outside of a repository."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
@@ -24,7 +27,8 @@ def code_commit() -> str | None:
         # An archive unpacked inside another project is not that project's commit.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != _ROOT:
             return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *_NOT_CODE)
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
