@@ -39,7 +39,7 @@ from spt_d2.benchmark.table import HEADER, cells, origin
 from spt_d2.provenance import available_cores
 
 # What --quick makes of options that are not given, and what they are otherwise.
-QUICK = {"image_sizes": [(448, 704)], "rounds": 3, "images": 16}
+QUICK = {"image_sizes": [(384, 640)], "rounds": 3, "images": 16}
 THOROUGH = {"image_sizes": [(800, 1280)], "rounds": 10, "images": 64}
 
 
@@ -79,7 +79,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, metavar="N", help="that are counted; default: 10")
     parser.add_argument("--warmup", type=int, default=1, metavar="N", help="rounds before them; default: 1")
     parser.add_argument("--images", type=int, metavar="N", help="of data; default: 64")
-    parser.add_argument("--quick", action="store_true", help="smaller defaults: 448x704, 3 rounds, 16 images")
+    parser.add_argument("--quick", action="store_true", help="smaller defaults: 384x640, 3 rounds, 16 images")
     parser.add_argument("--no-memory", action="store_true", help="leave out the run that measures it")
     parser.add_argument("--json", metavar="FILE", help="results file to write")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="overrides of the config")
