@@ -34,6 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
+def full_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU convolutions of float32 are of float32: TF32, cuDNN's default, keeps ten bits."""
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
 def seed() -> None:
     """Every test starts from the same random state, whatever ran before it."""
     random.seed(0)

@@ -17,6 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 import spt_d2.config
 from spt_d2.config import add_spt_config, gate_strides, validate_spt_config
+from spt_d2.engine.setup import read_config
 
 SOURCE = Path(spt_d2.config.__file__)
 # With its helpers, which check what keys ask of each other.
@@ -315,3 +316,21 @@ def test_strides_are_free_where_nobody_asks_for_labels(key: str, value: Any) -> 
     assert named(cfg) == ["INPUT.SPT.STRIDES"]
     put(cfg, key, value)
     assert named(cfg) == []
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        (
+            "twin.py",
+            "from detectron2.config import LazyCall\n",
+            r"expects yaml here. Got the LazyConfig .*twin\.py.\nHINT",
+        ),
+        ("broken.yaml", "A: [1", r"expects yaml. Got .*broken\.yaml:\n(.|\n)*expected ',' or ']'"),
+    ],
+)
+def test_a_config_that_is_no_yaml_is_an_error_that_says_so(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(str(path))

@@ -132,6 +132,8 @@ def _begin(path: str, head: Mapping[str, Any]) -> dict[str, Any]:
     """What an earlier run left, or an empty record."""
     found = read_summary(path)
     if found is None:
+        if os.path.exists(path):
+            raise ValueError(f"sweep(output_dir=) expects a JSON file of a sweep, or none. Got {path}.")
         return {**head, "points": [], "timing": None}
     # The file may have been moved; what counts is what is in it.
     differing = [key for key in head if key != "weights" and found.get(key) != head[key]]

@@ -13,7 +13,7 @@ from spt_d2.benchmark.steps import DTYPES
 from spt_d2.layers.block import SelectPackBlock
 from spt_d2.layers.chunked import add_mlp, runs_in_chunks
 from spt_d2.layers.linear import apply_linear
-from spt_d2.ops.attention import block_diagonal_mask, container_attention, in_containers, xformers_available
+from spt_d2.ops.attention import block_diagonal_mask, container_attention, in_containers, uses_xformers
 from spt_d2.ops.packing import PackedLayout, pack_layout
 from spt_d2.ops.selection import select_tokens
 
@@ -53,12 +53,12 @@ class BlockParts:
                 + "\n".join(f"  {name}: {value} (expected {OPTIONS[name]})" for name, value in other.items())
             )
         self.block, self.x, self.valid, self.score_up = block, x, valid, score_up
-        self.rectangular = not (x.is_cuda and xformers_available())
         self.normed = block.norm1(x)
         self.score = self.gate()
         self.keep_mask = self.select()
         self.layout, self.tokens = self.pack()
         self.qkv = block.attn.qkv(self.tokens).view(self.layout.num_tokens, 3, block.attn.num_heads, -1)
+        self.rectangular = not uses_xformers(self.qkv[:, 0], has_bias=False, backend=block.attn.backend)
         self.filled = self.fill()
         self.attended = self.attend()
         self.branch = block.attn.proj(self.empty())
@@ -115,7 +115,8 @@ class BlockParts:
 
     def put_back(self) -> Tensor:
         """The branch added to its tokens' residual stream."""
-        return self.x.flatten(0, 2).index_add(0, self.layout.keep_indices, self.branch).view(self.x.shape)
+        branch = self.branch.to(self.x.dtype)
+        return self.x.flatten(0, 2).index_add(0, self.layout.keep_indices, branch).view(self.x.shape)
 
     def selection(self) -> None:
         """Everything that a block of packed tokens would do without."""

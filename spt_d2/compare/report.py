@@ -9,6 +9,9 @@ from spt_d2.compare.statistics import Estimate, PairedDifference, estimate, pair
 
 # In AP. A standard error above it tells nothing; a difference up to it counts as none.
 MARGIN = 0.5
+
+# Of the paired t-test.
+SIGNIFICANT = 0.05
 POOLED = "all"
 
 
@@ -63,13 +66,21 @@ class Row:
 
 
 def verdict(difference: PairedDifference | None) -> str:
-    """``better``, ``worse`` or ``within 0.5``; ``cannot tell`` where the error is above 0.5 AP or not known."""
+    """
+    What paired differences say of a variant.
+
+    Returns:
+        ``within 0.5``, of a mean of at most that; ``better`` or ``worse`` beyond it, at p < 0.05; else, or where the
+        standard error is above 0.5 AP or not known, ``cannot tell``.
+    """
     if difference is None:
         return ""
     if difference.error is None or difference.error > MARGIN:
         return "cannot tell"
     if abs(difference.mean) <= MARGIN:
         return f"within {MARGIN}"
+    if difference.p is None or difference.p >= SIGNIFICANT:
+        return "cannot tell"
     return "better" if difference.mean > 0 else "worse"
 
 

@@ -70,16 +70,16 @@ def _cells(row: Row) -> list[str]:
         _difference(row.segm),
         one("segm_AP50", 1),
         several([f"segm_{size}" for size in sizes], 1),
-        one("keep_ratio", 2),
-        one("retention", 2),
-        one("density", 2),
-        *(one(f"{name}_macs_g", 3) for name in ("executed", "useful", "dense")),
+        one("keep_ratio", 2, error=True),
+        one("retention", 2, error=True),
+        one("density", 2, error=True),
+        *(one(f"{name}_macs_g", 3, error=True) for name in ("executed", "useful", "dense")),
         "" if row.cost is None else f"{row.cost:.2f}",
         several(["backbone_parameters", "model_parameters"], 2, 1e-6),
-        one("seconds_per_iteration", 2),
+        one("seconds_per_iteration", 2, error=True),
         one("train_seconds", 1, 1 / 60),
-        one("forward_ms", 0),
-        one("peak_memory_mb", 0),
+        one("forward_ms", 0, error=True),
+        one("peak_memory_mb", 0, error=True),
     ]
 
 

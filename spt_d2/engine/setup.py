@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -47,9 +48,17 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """What a yaml config, with its bases, and a command line say: nothing is checked, and no data set looked for."""
     cfg = get_cfg()
     add_spt_config(cfg)
+    if config_file.endswith(".py"):
+        raise ValueError(
+            f"A config expects yaml here. Got the LazyConfig {config_file}.\n"
+            "HINT: its yaml twin is in configs/, and its own program tools/lazyconfig_train_net.py."
+        )
     if config_file:
-        with whole_factor_allowed(cfg):
-            cfg.merge_from_file(config_file)
+        try:
+            with whole_factor_allowed(cfg):
+                cfg.merge_from_file(config_file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"A config expects yaml. Got {config_file}:\n{error}") from error
     with whole_factor_allowed(cfg):
         cfg.merge_from_list(list(opts))
     return cfg

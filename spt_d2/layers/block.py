@@ -1,6 +1,6 @@
 """One residual block per kind of attention: Swin's, and Select and Pack (Fig. 3a)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +88,13 @@ class Decision:
         score: (B, H, W) logits, after the maximum with the stage before (eq. 4).
         keep_mask: (B, H, W) bool.
         soft: (B, H, W) relaxed decision, in (0, 1).
+        counts: tokens kept in each image, B integers, once a block has asked the device for them.
     """
 
     score: Tensor
     keep_mask: Tensor
     soft: Tensor
+    counts: tuple[int, ...] | None = None
 
 
 class SelectPackBlock(nn.Module):
@@ -177,7 +179,9 @@ class SelectPackBlock(nn.Module):
             shift_size=self.shift_size,
             order=options.order,
             segment=options.segment,
+            counts=decision.counts,
         )
+        decision = replace(decision, counts=layout.counts)
         if options.packing == "padded":
             layout = pad_layout(layout)
         x = self._add_attention(x, normed, layout, self._factor(decision, layout))

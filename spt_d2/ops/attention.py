@@ -132,7 +132,7 @@ def packed_attention(
         # No kernel takes an empty batch alike; the sum keeps q, k, v and the table in the graph.
         empty = q + k + v
         return empty if bias_table is None else empty + 0.0 * bias_table.sum()
-    if _use_xformers(q, bias_table is not None, backend):
+    if uses_xformers(q, bias_table is not None, backend):
         if bias_table is None:
             return _block_diagonal(q, k, v, layout, dropout)
         return _rectangular_xformers(q, k, v, layout, relative_bias(layout, bias_table, window_size), dropout)
@@ -150,7 +150,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> None
         )
 
 
-def _use_xformers(q: Tensor, has_bias: bool, backend: str) -> bool:
+def uses_xformers(q: Tensor, has_bias: bool, backend: str) -> bool:
+    """Whether :func:`packed_attention` runs on xformers' kernels, for queries (T, h, d)."""
     if backend == "sdpa":
         _log_choice("sdpa", str(q.device.type), "as asked for")
         return False
@@ -181,17 +182,22 @@ def _refusals(device: torch.device, dtype: torch.dtype, head_dim: int, has_bias:
         return ("xformers is not usable",)
     if device.type != "cuda":
         return ("xformers' kernels need CUDA",)
-    probe = torch.zeros(1, 2 * _BIAS_ALIGNMENT, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
-    if has_bias:
-        bias = torch.zeros(1, 1, probe.shape[1], probe.shape[1], dtype=dtype, device=device, requires_grad=True)
-    else:
-        bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens([probe.shape[1]], device=device)
-    try:
-        # Forward and backward, for some kernels exist in one direction only.
-        with torch.enable_grad():
+    return _tried(fmha, device, dtype, head_dim, has_bias)
+
+
+def _tried(fmha: Any, device: torch.device, dtype: torch.dtype, head_dim: int, has_bias: bool) -> tuple[str, ...]:
+    """Why xformers' kernels, called with such an input, fail; empty where they do not."""
+    # Forward and backward, for some kernels exist in one direction only; whoever asks first may be without gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        probe = torch.zeros(1, 2 * _BIAS_ALIGNMENT, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
+        if has_bias:
+            bias = torch.zeros(1, 1, probe.shape[1], probe.shape[1], dtype=dtype, device=device, requires_grad=True)
+        else:
+            bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens([probe.shape[1]], device=device)
+        try:
             fmha.memory_efficient_attention(probe, probe, probe, attn_bias=bias).sum().backward()
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        return tuple(line.strip() for line in str(error).splitlines() if line.strip())[:6]
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            return tuple(line.strip() for line in str(error).splitlines() if line.strip())[:6]
     return ()
 
 

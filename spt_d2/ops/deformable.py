@@ -54,7 +54,9 @@ def deformed_points(offsets: Tensor, offset_range: float) -> Tensor:
     points = reference_points(size, offsets.device, offsets.dtype)
     if offset_range == 0:
         return (points + offsets).clamp(-1.0, 1.0)
-    return points + offsets.tanh() * (offset_range / offsets.new_tensor(size))
+    # Filled on the device: a tensor made of numbers would be copied to it, and waited for.
+    reach = torch.cat([offsets.new_full((1,), offset_range / length) for length in size])
+    return points + offsets.tanh() * reach
 
 
 def sample_tokens(x: Tensor, positions: Tensor) -> Tensor:

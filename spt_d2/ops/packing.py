@@ -12,6 +12,7 @@ Shape shorthand in this module:
     S: segments    L: container size    R: containers
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -204,11 +205,13 @@ def pack_layout(
     shift_size: int = 0,
     order: str = "window",
     segment: str = "container",
+    counts: Sequence[int] | None = None,
 ) -> PackedLayout:
     """
     Lay out the tokens marked in ``keep_mask`` (Sec. 3.2, Fig. 3b).
 
-    One device-to-host copy is made, of the number of kept tokens per image (per window under ``segment="window"``).
+    One device-to-host copy is made, of the number of kept tokens per image (per window under ``segment="window"``),
+    unless it is given.
 
     Args:
         keep_mask: (B, H, W) bool.
@@ -220,6 +223,8 @@ def pack_layout(
             token, so an image's result never depends on its batch. ``shared``: containers are counted over the whole
             batch and cut where two images meet. ``window``: kept tokens of one (shifted) window; containers
             take whole windows, next-fit. ``image``: all kept tokens of an image, as in a plain ViT.
+        counts: kept tokens of each image, where they are known: of another layout of the same ``keep_mask``. Not read
+            under ``segment="window"``.
 
     Raises:
         ValueError: unknown ``segment`` or ``order``; windows in raster order, or larger than a container.
@@ -242,7 +247,7 @@ def pack_layout(
         seqlens = [length for row in lengths for length in row if length]
         starts, num_containers = next_fit(seqlens, container_size)
     else:
-        counts = kept.sum(dim=1).tolist()
+        counts = kept.sum(dim=1).tolist() if counts is None else counts
         if segment == "container":
             seqlens, starts, num_containers = own_containers(counts, container_size)
         elif segment == "image":

@@ -100,6 +100,14 @@ def test_a_sweep_of_something_else_in_the_folder_is_an_error(whole, tiny, tiny_w
         sweep(tiny, POINTS, str(whole[0]), weights=tiny_weights, **{**SETTINGS, "dataset": "tiny_train"})
 
 
+def test_a_file_that_cannot_be_read_is_an_error_and_stays(tiny, tiny_weights, tmp_path):
+    broken = tmp_path / "sweep.json"
+    broken.write_text('{"points": [')
+    with pytest.raises(ValueError, match=r"expects a JSON file of a sweep, or none. Got .*sweep\.json"):
+        sweep(tiny, POINTS, str(tmp_path), weights=tiny_weights, **SETTINGS)
+    assert broken.read_text() == '{"points": ['
+
+
 def test_the_same_config_with_another_override_is_something_else(whole, tiny_config, tiny_lazy_config, tiny_weights):
     shared = open_config(str(tiny_config), ["DATALOADER.NUM_WORKERS", "0", "MODEL.SPT.SEGMENT", "shared"])
     with pytest.raises(ValueError, match="same model and data(.|\n)*config_sha256: "):

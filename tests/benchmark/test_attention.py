@@ -38,6 +38,21 @@ def test_the_parts_one_after_the_other_are_the_block(number, keep_ratio, device)
     torch.testing.assert_close(out + block.mlp(block.norm2(out)), expected)
 
 
+@torch.no_grad()
+def test_all_parts_run_in_reduced_precision(device):
+    model = nano_spt(torch.float32).to(device).eval()
+    x = torch.randn(2, 8, 10, 32, device=device)
+    valid, score_up = (
+        torch.ones(2, 8, 10, dtype=torch.bool, device=device),
+        torch.full((2, 8, 10), -100.0, device=device),
+    )
+    with torch.autocast(device.type, torch.bfloat16):
+        parts = BlockParts(model.layers[2].blocks[0], x, valid, score_up)
+        for run in (parts.selection, parts.arithmetic, *parts.pieces().values()):
+            run()
+        assert parts.qkv.dtype == torch.bfloat16 and parts.put_back().dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     "option",
     [

@@ -82,18 +82,20 @@ def test_another_reference_turns_the_differences_round():
 
 
 @pytest.mark.parametrize(
-    "mean, error, expected",
+    "mean, error, p, expected",
     [
-        (5.0, 0.51, "cannot tell"),
-        (-5.0, None, "cannot tell"),
-        (0.6, 0.5, "better"),
-        (-0.6, 0.5, "worse"),
-        (0.5, 0.5, "within 0.5"),
-        (-0.5, 0.0, "within 0.5"),
+        (5.0, 0.51, 0.001, "cannot tell"),
+        (-5.0, None, None, "cannot tell"),
+        (1.8, 0.3, 0.049, "better"),
+        (-1.8, 0.3, 0.049, "worse"),
+        (0.6, 0.46, 0.32, "cannot tell"),
+        (-1.8, 0.5, 0.05, "cannot tell"),
+        (0.5, 0.5, 0.4, "within 0.5"),
+        (-0.5, 0.0, 0.0, "within 0.5"),
     ],
 )
-def test_the_verdict_follows_the_standard_error_first(mean, error, expected):
-    assert verdict(PairedDifference(mean, error, 3, None)) == expected
+def test_the_verdict_follows_the_standard_error_and_then_the_test(mean, error, p, expected):
+    assert verdict(PairedDifference(mean, error, 3, p)) == expected
     assert verdict(None) == ""
 
 
@@ -111,7 +113,11 @@ def test_the_table_says_what_the_results_say():
     assert found["p"] == "0.074"
     assert found["verdict"] == "cannot tell"
     assert found["APs / APm / APl"] == "32.0 / 42.0 / -"
-    assert (found["keep ratio"], found["executed GMACs"], found["times the reference"]) == ("0.25", "1.500", "0.75")
+    assert (found["keep ratio"], found["executed GMACs"], found["times the reference"]) == (
+        "0.25 ± 0.00",
+        "1.500 ± 0.000",
+        "0.75",
+    )
     assert found["parameters, M: backbone / model"] == "3.10 / 4.30"
     assert dict(zip(header, dense))["paired difference"] == "-"
     # Nothing is known of masks in any row.

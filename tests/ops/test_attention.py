@@ -1,6 +1,7 @@
 """Packed attention against dense attention over all tokens, with a mask built from the rule and not from the layout."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -235,6 +236,22 @@ def test_xformers_asked_for_on_the_cpu_is_an_error_that_says_why(small):
         ValueError, match=r"backend='xformers'(.|\n)*refused: xformers' kernels need CUDA(.|\n)*HINT: .*'auto'"
     ):
         ops.packed_attention(q, q, q, layout, backend="xformers")
+
+
+@pytest.mark.parametrize("mode", (torch.inference_mode, torch.no_grad, torch.enable_grad))
+@pytest.mark.parametrize("has_bias", (True, False))
+def test_kernels_are_tried_alike_by_whoever_asks_first(mode, has_bias):
+    """What the first one to ask is told, all others are: those that train, too."""
+
+    def attention(q, k, v, attn_bias):
+        return q * k * v if attn_bias is None else (q * k * v).sum() + attn_bias
+
+    mask = SimpleNamespace(from_seqlens=lambda seqlens, device: None)
+    fmha = SimpleNamespace(attn_bias=SimpleNamespace(BlockDiagonalMask=mask), memory_efficient_attention=attention)
+    with mode():
+        assert ops._tried(fmha, torch.device("cpu"), torch.float32, 32, has_bias) == ()
+    fmha.memory_efficient_attention = lambda q, k, v, attn_bias: q.detach()
+    assert "does not require grad" in ops._tried(fmha, torch.device("cpu"), torch.float32, 32, has_bias)[0]
 
 
 def test_xformers_asked_for_and_not_installed_is_an_error_that_names_the_cure(small, monkeypatch):
