@@ -236,14 +236,17 @@ class SelectPackBlock(nn.Module):
 
     def _attends_in_chunks(self, x: Tensor, layout: PackedLayout) -> bool:
         packed = self.options.packing == "containers" and self.options.proj_tokens == "selected"
-        if not packed or layout.is_ragged or layout.num_tokens == 0:
+        # A trace is to be of one size of map, not of so many chunks.
+        if not packed or layout.is_ragged or layout.num_tokens == 0 or torch.jit.is_tracing():
             return False
-        return as_built(self.attn, SelectPackAttention) and runs_in_chunks(x, self.attn, self.proj_drop, self.drop_path)
+        parts = self.attn, self.proj_drop, self.drop_path
+        kinds = SelectPackAttention, nn.Dropout, DropPath
+        return all(map(as_built, parts, kinds)) and runs_in_chunks(x, *parts)
 
     def _add_ffn(self, x: Tensor, layout: PackedLayout) -> Tensor:
         if self.options.ffn_tokens == "all":
-            as_made = as_built(self.norm2, nn.LayerNorm) and as_built(self.mlp, Mlp)
-            if as_made and runs_in_chunks(x, self.drop_path, self.norm2, self.mlp):
+            parts, kinds = (self.drop_path, self.norm2, self.mlp), (DropPath, nn.LayerNorm, Mlp)
+            if all(map(as_built, parts, kinds)) and runs_in_chunks(x, *parts):
                 return chunked.add_mlp(x, self.norm2, self.mlp)
             return x + self.drop_path(self.mlp(self.norm2(x)))
         flat = x.flatten(0, 2)

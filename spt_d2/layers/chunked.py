@@ -78,8 +78,8 @@ def add_attention(
     """
     normed, out = normed.flatten(0, 2), x.flatten(0, 2).clone()
     # Queries, keys, values and what is attended. All chunks of one size, for a small rest takes as long as a whole one.
-    number = max(round(layout.num_tokens / chunk_tokens(4 * x.shape[-1])), 1)
-    parts = layout.split(-(-layout.num_containers // number))
+    number = round(layout.num_tokens / chunk_tokens(4 * x.shape[-1]))
+    parts = layout.split(min(max(number, 1), layout.num_containers))
     factors = [None] * len(parts) if factor is None else factor.split([part.num_tokens for part in parts])
     for part, scale in zip(parts, factors):
         tokens = normed.index_select(0, part.keep_indices)

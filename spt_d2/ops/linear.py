@@ -5,10 +5,13 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-# Multiply-adds. oneDNN makes a program for each number of tokens it has not met, which takes a third of a millisecond:
-# as long as a product of this size.
-_LEAST_WORK = 10_000_000
+# Multiply-adds. oneDNN makes a program for each number of tokens it has not met, which takes a third of a millisecond,
+# and few channels it multiplies no faster: below this size it was the slower one. GELU pays sooner.
+_LEAST_WORK = 100_000_000
+_LEAST_WORK_GELU = 50_000_000
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,7 +29,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (..., D).
     """
-    return _pointwise(x, weight, bias, "none") if _by_onednn(x, weight, bias) else F.linear(x, weight, bias)
+    if _by_onednn(x, weight, bias, _LEAST_WORK):
+        return _pointwise(x, weight, bias, "none")
+    return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -44,24 +49,36 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (..., hidden).
     """
-    return _pointwise(x, weight, bias, "gelu") if _by_onednn(x, weight, bias) else F.gelu(F.linear(x, weight, bias))
+    if _by_onednn(x, weight, bias, _LEAST_WORK_GELU):
+        return _pointwise(x, weight, bias, "gelu")
+    return F.gelu(F.linear(x, weight, bias))
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, function: str) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, function, [], "none")
 
 
-def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    # Whoever traces or compiles is to see operators that others know, and fuses them himself.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, least_work: int) -> bool:
+    if x.numel() * len(weight) < least_work or not torch.backends.mkldnn.enabled:
         return False
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+    # Whoever traces, compiles or counts is to see operators that others know, and fuses them himself.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
+        return False
+    # The operator has no derivative, in either direction.
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):
         return False
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    # Of other classes are tensors that only stand for some.
-    plain = all(type(each) in (Tensor, torch.nn.Parameter) for each in tensors)
+    # Of other classes and layouts are tensors that only stand for some.
+    plain = all(type(each) in (Tensor, torch.nn.Parameter) and each.layout == torch.strided for each in tensors)
     cpu_floats = all(each.is_cpu and each.dtype == torch.float32 for each in tensors)
-    return plain and cpu_floats and x.numel() * len(weight) >= _LEAST_WORK and _is_there()
+    return plain and cpu_floats and _fit(x, weight, bias) and _is_there()
+
+
+def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the operator takes the shapes: it reads past the strides of a bias, and explains no error."""
+    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        return False
+    return bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
 
 
 @functools.lru_cache(maxsize=1)

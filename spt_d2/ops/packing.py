@@ -109,10 +109,11 @@ class PackedLayout:
 
     @cached_property
     def slot_tokens(self) -> Tensor:
-        """(R, L) long: the packed token in each slot; in an empty slot the last one before it."""
-        filled = torch.zeros(self.num_containers * self.container_size, dtype=torch.long, device=self.device)
-        filled = filled.index_fill_(0, self.slots, 1).cumsum(0) - 1
-        return filled.view(self.num_containers, self.container_size)
+        """(R, L) long: the packed token in each slot; in an empty one the last of its container, or the first of all."""
+        tokens = torch.full((self.num_containers * self.container_size,), -1, dtype=torch.long, device=self.device)
+        tokens[self.slots] = torch.arange(self.num_tokens, device=self.device)
+        tokens = tokens.view(self.num_containers, self.container_size)
+        return torch.where(tokens < 0, tokens.amax(dim=1, keepdim=True).clamp(min=0), tokens)
 
     @cached_property
     def container_mask(self) -> Tensor:
@@ -134,22 +135,23 @@ class PackedLayout:
         """(R, L, ...) containers to (T, ...) packed tokens; inverse of :meth:`fill_containers`."""
         return containers.flatten(0, 1).index_select(0, self.slots)
 
-    def split(self, containers: int) -> "list[PackedLayout]":
-        """The layouts of so many containers each, one after the other; the last one has what is left."""
-        if self.is_ragged or containers < 1:
+    def split(self, parts: int) -> "list[PackedLayout]":
+        """The layouts of as many parts of the containers, one after the other; their sizes differ by at most one."""
+        if self.is_ragged or not 1 <= parts <= self.num_containers:
             raise ValueError(
-                "PackedLayout.split(containers=) expects at least 1, and containers of one length. "
-                f"Got {containers}" + (" and segment='image'." if self.is_ragged else ".")
+                f"PackedLayout.split(parts=) expects 1 to {self.num_containers} parts, of containers of one length. "
+                f"Got {parts}" + (" and segment='image'." if self.is_ragged else ".")
             )
-        parts, segment, token = [], 0, 0
-        for first in range(0, self.num_containers, containers):
-            number = min(containers, self.num_containers - first)
+        assert list(self.segment_starts) == sorted(self.segment_starts), "containers are filled in packed order"
+        layouts, first, segment, token = [], 0, 0, 0
+        for part in range(parts):
+            number = self.num_containers // parts + (part < self.num_containers % parts)
             start, end = segment, (first + number) * self.container_size
             while segment < len(self.seqlens) and self.segment_starts[segment] < end:
                 segment += 1
             seqlens = self.seqlens[start:segment]
             behind = token + sum(seqlens)
-            parts.append(
+            layouts.append(
                 PackedLayout(
                     keep_indices=self.keep_indices[token:behind],
                     counts=counts_between(self.counts, token, behind),
@@ -162,8 +164,8 @@ class PackedLayout:
                     grid_size=self.grid_size,
                 )
             )
-            token = behind
-        return parts
+            first, token = first + number, behind
+        return layouts
 
     @property
     def rows(self) -> "PackedLayout":

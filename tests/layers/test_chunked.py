@@ -1,5 +1,7 @@
 """Blocks that run a few windows at a time are the function of whole maps: outputs, gradients, what is dropped."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -152,13 +154,14 @@ def test_hooks_within_a_select_pack_block_see_all_packed_tokens(place, chunk):
 
 
 def test_what_is_not_finite_stays_in_its_image(chunk):
-    block = SelectPackBlock(8, 2, SelectPackOptions()).eval()
+    block = SelectPackBlock(8, 2, SelectPackOptions(select="all")).eval()
     x, valid = torch.randn(3, 9, 10, 8), torch.ones(3, 9, 10, dtype=torch.bool)
+    # The last token of an image, which its empty slots repeat.
     x[1, 8, 9] = float("nan")
     with torch.no_grad():
-        out = block(x, valid)[0]
+        out, decision, _ = block(x, valid)
         alone = block(x[::2], valid[::2])[0]
-    assert out[1].isnan().any()
+    assert decision.keep_mask[1, 8, 9] and out[1].isnan().any(dim=-1).sum() > 1
     torch.testing.assert_close(out[::2], alone)
 
 
@@ -240,6 +243,30 @@ def test_attention_that_was_put_in_its_place_is_called():
         torch.testing.assert_close(block(x), x + block.mlp(block.norm2(x)))
 
 
+@pytest.mark.parametrize("segment", ("container", "shared", "window", "image"))
+@pytest.mark.parametrize("container_size", (0, 17, 51))
+def test_padded_tokens_are_attended_at_inference_as_in_training(segment, container_size):
+    """Empty slots of a row lie behind the tokens of each of its containers."""
+    options = SelectPackOptions(
+        window_size=4, segment=segment, container_size=container_size, packing="padded", threshold=0.5
+    )
+    block = randomised(SelectPackBlock(8, 2, options))
+    nn.init.constant_(block.gate.proj.bias, 9.0)
+    x = torch.randn(3, 9, 10, 8, dtype=torch.float64)
+    valid = torch.rand(3, 9, 10) < torch.tensor([0.75, 0.1, 1.0])[:, None, None]
+    in_chunks, whole = both_ways(block, x, valid)
+    torch.testing.assert_close(in_chunks[0], whole[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_trace_of_a_select_pack_block_is_the_block(chunk):
+    block = SelectPackBlock(8, 2, SelectPackOptions(select="all")).eval().requires_grad_(False)
+    inputs = torch.randn(1, 9, 10, 8), torch.ones(1, 9, 10, dtype=torch.bool)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda *inputs: block(*inputs)[0], inputs, check_trace=False)
+        torch.testing.assert_close(traced(*inputs), block(*inputs)[0])
+
+
 class DoubledNorm(nn.LayerNorm):
     """Of another class: what it does with a whole map is its own affair."""
 
@@ -270,6 +297,13 @@ def replaced(block: nn.Module, change: str) -> nn.Module:
     if change == "patched attention":
         forward = block.attn.forward
         block.attn.forward = lambda *inputs: 2 * forward(*inputs)
+    if change == "dropout":
+        block.proj_drop = nn.Softsign()
+    if change == "patched dropout":
+        block.proj_drop.forward = lambda x: 2 * x
+    if change == "patched drop path":
+        block.drop_path.forward = lambda x: 2 * x
+        block.drop_path.packed = lambda x, *inputs: 2 * x
     return randomised(block)
 
 
@@ -281,7 +315,10 @@ def test_a_swin_block_with_other_parts_runs_them(change):
         torch.testing.assert_close(block(x), block.whole_map(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("change", ("layer", "mlp", "norm", "patched", "patched attention"))
+@pytest.mark.parametrize(
+    "change",
+    ("layer", "mlp", "norm", "patched", "patched attention", "dropout", "patched dropout", "patched drop path"),
+)
 def test_a_select_pack_block_with_other_parts_runs_them(change):
     block = replaced(SelectPackBlock(8, 2, SelectPackOptions()), change)
     inputs = torch.randn(2, 9, 10, 8, dtype=torch.float64), torch.ones(2, 9, 10, dtype=torch.bool)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from spt_d2.ops import linear as module
 from spt_d2.ops.linear import linear, linear_gelu
@@ -38,6 +39,7 @@ def by_onednn(monkeypatch) -> list[tuple[int, ...]]:
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch) -> None:
     monkeypatch.setattr(module, "_LEAST_WORK", 1)
+    monkeypatch.setattr(module, "_LEAST_WORK_GELU", 1)
 
 
 @needs_operator
@@ -59,9 +61,9 @@ def test_strided_tokens_and_weights_are_read_where_they_are(function, truth, by_
     x, weight, bias = example(10, 6)
     with torch.no_grad():
         found = function(x.transpose(0, 1), weight, bias)
-        wide = function(x[:, ::2, :12], weight[::2, 12:], bias[::2])
+        wide = function(x[:, ::2, :12], weight[::2, 12:], bias[:48])
     torch.testing.assert_close(found, truth(x, weight, bias).transpose(0, 1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(wide, truth(x[:, ::2, :12], weight[::2, 12:], bias[::2]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(wide, truth(x[:, ::2, :12], weight[::2, 12:], bias[:48]), rtol=1e-5, atol=1e-5)
     assert len(by_onednn) == 2
 
 
@@ -73,8 +75,43 @@ def test_a_product_too_small_to_make_a_program_for_is_left_to_torch(function, tr
     with torch.no_grad():
         for least, calls in ((work + 1, 0), (work, 1)):
             monkeypatch.setattr(module, "_LEAST_WORK", least)
+            monkeypatch.setattr(module, "_LEAST_WORK_GELU", least)
             function(x, weight, bias)
             assert len(by_onednn) == calls
+
+
+@FUNCTIONS
+@pytest.mark.parametrize("bias", (torch.randn(192)[::2], torch.ones(1).expand(96), torch.ones(1)), ids=str)
+def test_a_bias_that_is_no_plain_row_is_left_to_torch(bias, function, truth, by_onednn):
+    x, weight, _ = example(5)
+    with torch.no_grad():
+        assert torch.equal(function(x, weight, bias), truth(x, weight, bias))
+    assert not by_onednn
+
+
+@FUNCTIONS
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_sparse_weights_are_left_to_torch_and_so_are_mistakes(function, truth, by_onednn):
+    x, weight, bias = example(5)
+    with torch.no_grad():
+        sparse = weight.relu().to_sparse_csr()
+        torch.testing.assert_close(function(x, sparse, bias), truth(x, weight.relu(), bias), rtol=1e-5, atol=1e-5)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            function(x[:, :7], weight, bias)
+    assert not by_onednn
+
+
+@FUNCTIONS
+def test_whoever_counts_or_differentiates_forward_sees_what_he_knows(function, truth, by_onednn):
+    x, weight, bias = example(5)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            function(x, weight, bias)
+        assert counter.get_total_flops() == 2 * 5 * 24 * 96
+        _, found = torch.func.jvp(lambda x: function(x, weight, bias), (x,), (torch.ones_like(x),))
+        _, expected = torch.func.jvp(lambda x: truth(x, weight, bias), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(found, expected)
+    assert found.abs().sum() > 0 and not by_onednn
 
 
 @FUNCTIONS

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spt_d2.ops.packing import PackedLayout, pack_layout
+from spt_d2.ops.padding import pad_layout
 from spt_d2.ops.windows import window_partition
 from tests import reference
 
@@ -119,31 +120,33 @@ def test_emptying_undoes_filling(case, channels):
     assert containers[layout.slot_segments < 0].abs().sum() == 0
 
 
-@settings(max_examples=100)
-@given(layouts())
-def test_what_a_slot_is_given_is_its_token_or_the_one_before_it(case):
+@settings(max_examples=150)
+@given(layouts(), st.booleans())
+def test_what_a_slot_is_given_is_its_token_or_another_of_its_container(case, padded):
     _, _, layout = case
-    given_to, held = layout.slot_tokens.flatten().tolist(), layout.fill_containers(torch.arange(layout.num_tokens) + 1)
-    last = 0
-    for token, place in zip(given_to, held.flatten().tolist(), strict=True):
-        last = place or last
-        assert token == last - 1
-    if case[1]["segment"] == "container":
-        # Never a token of another image: a value that is not finite would spread to it.
-        images = layout.image_ids[layout.slot_tokens]
-        assert torch.equal(images, images[:, :1].expand_as(images))
+    if padded:
+        layout = pad_layout(layout).rows
+    given_to = layout.slot_tokens
+    assert given_to.shape == (layout.num_containers, layout.container_size)
+    assert torch.equal(given_to.flatten()[layout.slots], torch.arange(layout.num_tokens))
+    held = layout.slot_segments >= 0
+    for container, own in zip(given_to, held):
+        # Never a token of another image where containers are of one: what is not finite would spread to it. Only rows
+        # that are padded have containers of nothing.
+        assert own.any() or padded
+        assert set(container[~own].tolist()) <= {int(container[own].max()) if own.any() else 0}
 
 
 @settings(max_examples=150)
-@given(layouts(), st.integers(1, 5))
-def test_split_layouts_are_the_layout(case, containers):
+@given(layouts(), st.data())
+def test_split_layouts_are_the_layout(case, data):
     keep, _, layout = case
-    parts = layout.split(containers)
-    assert [part.num_containers for part in parts[:-1]] == [containers] * len(parts[:-1])
-    assert sum(part.num_containers for part in parts) == layout.num_containers
-    if not parts:
-        assert layout.num_tokens == 0
+    if layout.num_containers == 0:
         return
+    number = data.draw(st.integers(1, layout.num_containers))
+    parts = layout.split(number)
+    sizes = [part.num_containers for part in parts]
+    assert len(parts) == number and max(sizes) - min(sizes) <= 1 and sum(sizes) == layout.num_containers
     assert torch.equal(torch.cat([part.keep_indices for part in parts]), layout.keep_indices)
     assert torch.equal(torch.cat([part.container_mask for part in parts]), layout.container_mask)
     whole, first, start = layout.fill_containers(torch.arange(layout.num_tokens) + 1), 0, 0
@@ -161,8 +164,9 @@ def test_split_layouts_are_the_layout(case, containers):
 
 def test_what_cannot_be_split_is_refused():
     keep = torch.ones(1, 4, 4, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"split\(containers=\) expects at least 1.*Got 0\.$"):
-        pack_layout(keep, container_size=4, window_size=2).split(0)
+    for parts in (0, 5):
+        with pytest.raises(ValueError, match=rf"split\(parts=\) expects 1 to 4 parts.*Got {parts}\.$"):
+            pack_layout(keep, container_size=4, window_size=2).split(parts)
     with pytest.raises(ValueError, match=r"containers of one length. Got 2 and segment='image'\.$"):
         pack_layout(keep, container_size=4, window_size=2, segment="image").split(2)
 
