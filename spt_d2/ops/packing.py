@@ -109,7 +109,7 @@ class PackedLayout:
 
     @cached_property
     def slot_tokens(self) -> Tensor:
-        """(R, L) long: the packed token in each slot; in an empty one the last of its container, or the first of all."""
+        """(R, L) long: the packed token in each slot; in an empty one the last of its container, or token 0."""
         tokens = torch.full((self.num_containers * self.container_size,), -1, dtype=torch.long, device=self.device)
         tokens[self.slots] = torch.arange(self.num_tokens, device=self.device)
         tokens = tokens.view(self.num_containers, self.container_size)
