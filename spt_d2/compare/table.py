@@ -85,7 +85,8 @@ def _cells(row: Row) -> list[str]:
 
 def _estimate(found: Estimate, digits: int, unit: float, error: bool) -> str:
     text = f"{found.mean * unit:.{digits}f}"
-    return text if not error or found.error is None else f"{text} ± {found.error * unit:.{digits}f}"
+    # What does not differ from seed to seed, such as a dense model's cost, says so by having no error.
+    return text if not error or not found.error else f"{text} ± {found.error * unit:.{digits}f}"
 
 
 def _difference(found: PairedDifference | None) -> str:

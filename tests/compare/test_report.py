@@ -113,11 +113,8 @@ def test_the_table_says_what_the_results_say():
     assert found["p"] == "0.074"
     assert found["verdict"] == "cannot tell"
     assert found["APs / APm / APl"] == "32.0 / 42.0 / -"
-    assert (found["keep ratio"], found["executed GMACs"], found["times the reference"]) == (
-        "0.25 ± 0.00",
-        "1.500 ± 0.000",
-        "0.75",
-    )
+    # The same in every seed.
+    assert (found["keep ratio"], found["executed GMACs"], found["times the reference"]) == ("0.25", "1.500", "0.75")
     assert found["parameters, M: backbone / model"] == "3.10 / 4.30"
     assert dict(zip(header, dense))["paired difference"] == "-"
     # Nothing is known of masks in any row.
