@@ -231,7 +231,7 @@ def test_repetitions_are_found(tmp_path: Path) -> None:
 @each(LEAVES)
 def test_a_leaf_is_short_and_stands_on_a_base(path: Path) -> None:
     assert bases(path)
-    assert len(path.read_text().splitlines()) <= 30
+    assert len(path.read_text().splitlines()) <= 12
 
 
 def is_absolute(value: Any) -> bool:

@@ -86,6 +86,16 @@ def _find(path: str, exists: Any, what: str) -> str:
     raise FileNotFoundError(f"The {what} does not exist.{places}\nHINT: see DATASETS.CUSTOM in the config.")
 
 
+def _load(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
+    """The entries of a data set in COCO format."""
+    if not os.path.isfile(json_file):
+        raise FileNotFoundError(
+            f"The data set '{name}' expects its annotations in {json_file}. There is no such file.\n"
+            "HINT: datasets/README.md says how it is made; $DETECTRON2_DATASETS (by default ./datasets) holds it."
+        )
+    return load_coco_json(json_file, image_root, name, extra_annotation_keys=_EXTRA_KEYS)
+
+
 def _register(name: str, json_file: str, image_root: str, categories: Categories | None) -> None:
     """Register a data set unless it is; its classes too where they are known."""
     wanted = {"json_file": json_file, "image_root": image_root}
@@ -97,8 +107,7 @@ def _register(name: str, json_file: str, image_root: str, categories: Categories
         )
         raise ValueError(f"The data set name '{name}' is taken.{known}\nHINT: choose another name in DATASETS.CUSTOM.")
     if name not in DatasetCatalog:
-        load = partial(load_coco_json, json_file, image_root, name, extra_annotation_keys=_EXTRA_KEYS)
-        DatasetCatalog.register(name, load)
+        DatasetCatalog.register(name, partial(_load, json_file, image_root, name))
     metadata.set(evaluator_type="coco", **wanted)
     if categories is not None:
         # What load_coco_json sets too, so that prediction and evaluation know the classes without the images.

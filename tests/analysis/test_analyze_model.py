@@ -58,6 +58,7 @@ def test_a_dense_backbone_keeps_everything_and_stages_have_ratios_of_their_own(p
     model = open_config(str(LEAF)).build_model("meta")
     assert record["macs"] == nominal_macs(model.backbone, (800, 1280), {3: 0.2, 4: 0.5}).as_dict()
     assert record["keep_ratio"] == {"stage3": 0.2, "stage4": 0.5}
+    assert "keep ratio 0.2 in stage3, 0.5 in stage4, 10^9" in capsys.readouterr().out
     capsys.readouterr()
     program.main(["--config-file", str(LEAF), "--tasks", "macs"])
     assert "No keep ratio was given" in capsys.readouterr().out

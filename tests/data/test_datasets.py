@@ -273,3 +273,13 @@ def test_categories_of_other_sets_are_those_of_their_metadata(write: Write) -> N
     assert dataset_categories("no_such_set") is None
     DatasetCatalog.register("bare", list)
     assert dataset_categories("bare") is None
+
+
+@pytest.mark.parametrize("name", ("bdd100k_sparse_train", "shapes_val"))
+def test_a_built_in_set_that_was_not_made_is_an_error_that_says_how(name: str) -> None:
+    if os.path.isfile(MetadataCatalog.get(name).json_file):
+        pytest.skip(f"{name} is on this machine")
+    with pytest.raises(
+        FileNotFoundError, match=rf"'{name}' expects its annotations in .*json.(.|\n)*HINT: datasets/README"
+    ):
+        DatasetCatalog.get(name)
