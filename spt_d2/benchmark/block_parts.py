@@ -40,7 +40,7 @@ class BlockParts:
         valid, score_up: as the block takes them.
 
     Raises:
-        ValueError: another option, under which a block does other work than these parts.
+        ValueError: another option, under which a block does other work than these parts; a block without a gate.
     """
 
     def __init__(self, block: SelectPackBlock, x: Tensor, valid: Tensor, score_up: Tensor):
@@ -52,6 +52,8 @@ class BlockParts:
                 "BlockParts(block=) expects the options that the parts are taken apart by.\n"
                 + "\n".join(f"  {name}: {value} (expected {OPTIONS[name]})" for name, value in other.items())
             )
+        if block.gate is None:
+            raise ValueError("BlockParts(block=) expects a block with a gate. Got one that follows its stage's first.")
         self.block, self.x, self.valid, self.score_up = block, x, valid, score_up
         self.normed = block.norm1(x)
         self.score = self.gate()

@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
-    ``gelu(linear(x, weight, bias))``, where :func:`linear` takes oneDNN's product in one pass with it.
+    ``gelu(linear(x, weight, bias))``, where possible and large by oneDNN's product, which applies GELU as it goes.
 
     GELU by itself reads and writes every hidden channel once more, and takes as long as the product where channels are
     few.

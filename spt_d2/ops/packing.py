@@ -15,6 +15,7 @@ Shape shorthand in this module:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -142,7 +143,11 @@ class PackedLayout:
                 f"PackedLayout.split(parts=) expects 1 to {self.num_containers} parts, of containers of one length. "
                 f"Got {parts}" + (" and segment='image'." if self.is_ragged else ".")
             )
-        assert list(self.segment_starts) == sorted(self.segment_starts), "containers are filled in packed order"
+        if any(after < before for before, after in pairwise(self.segment_starts)):
+            raise ValueError(
+                "PackedLayout.split expects containers that are filled in packed order. Got rows of a padded layout, "
+                "where empty slots lie behind the tokens of each container.\nHINT: split what was padded."
+            )
         layouts, first, segment, token = [], 0, 0, 0
         for part in range(parts):
             number = self.num_containers // parts + (part < self.num_containers % parts)

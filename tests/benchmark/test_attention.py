@@ -71,6 +71,12 @@ def test_a_block_that_does_other_work_is_not_taken_apart(option):
         BlockParts(block, x, torch.ones(1, 4, 4, dtype=torch.bool), torch.full((1, 4, 4), -100.0))
 
 
+def test_a_block_without_a_gate_is_not_taken_apart():
+    block = nano_spt(torch.float32, gate="per_stage").eval().layers[2].blocks[1]
+    with pytest.raises(ValueError, match="expects a block with a gate"):
+        BlockParts(block, torch.randn(1, 4, 4, 32), torch.ones(1, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4))
+
+
 def test_both_stages_have_to_select():
     with pytest.raises(ValueError, match=r"expects stages \(3, 4\) to select. Got SPA_STAGES \[4\]"):
         attention_cases(

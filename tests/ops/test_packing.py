@@ -162,6 +162,18 @@ def test_split_layouts_are_the_layout(case, data):
         assert list(part.counts) == [int((part.image_ids == image).sum()) for image in range(len(keep))]
 
 
+def test_rows_that_are_not_filled_in_packed_order_are_not_split():
+    keep = torch.zeros(2, 4, 4, dtype=torch.bool)
+    keep[0, 0, :] = keep[0, 1, ::2] = keep[1] = True
+    # The tokens of a row's second container stand before the empty slots of its first one.
+    layout = pack_layout(keep, container_size=5, window_size=2, segment="window")
+    rows = pad_layout(layout).rows
+    assert list(rows.segment_starts) != sorted(rows.segment_starts)
+    with pytest.raises(ValueError, match=r"filled in packed order. Got rows of a padded layout(.|\n)*HINT"):
+        rows.split(2)
+    assert len(layout.split(2)) == 2
+
+
 def test_what_cannot_be_split_is_refused():
     keep = torch.ones(1, 4, 4, dtype=torch.bool)
     for parts in (0, 5):
