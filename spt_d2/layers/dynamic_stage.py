@@ -95,7 +95,11 @@ class DynamicStage(Stage):
                 order = torch.argsort(keep_mask.flatten().logical_not().to(torch.uint8), stable=True)
                 keep, skip = order.tensor_split([int(keep_mask.sum())])
             block = self.blocks[i]
-            assert isinstance(block, DynamicBlock)
+            if not isinstance(block, DynamicBlock):
+                raise TypeError(
+                    "DynamicStage expects blocks of its own behind a predictor: at inference they run on some tokens.\n"
+                    f"  block {i}: {type(block).__name__} (expected DynamicBlock)"
+                )
             x = block.sparse(x, keep, skip)
             selections.append(self._record(i, score, keep_mask, valid, keep_mask.to(score.dtype)))
         return x, selections

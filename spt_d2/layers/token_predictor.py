@@ -40,7 +40,11 @@ class TokenPredictor(nn.Module):
         mean = (shared.to(dtype) * valid[..., None]).sum(dim=(1, 2), keepdim=True) / number
         hidden = self.out_conv[:-1](torch.cat((local, mean.to(local.dtype).expand_as(shared)), dim=-1))
         last = self.out_conv[-1]
-        assert isinstance(last, nn.Linear)
+        if not isinstance(last, nn.Linear):
+            raise TypeError(
+                "TokenPredictor expects a linear layer last, whose weights it takes to float32. "
+                f"Got {type(last).__name__}."
+            )
         with torch.autocast(device_type=x.device.type, enabled=False):
             keep, skip = F.linear(hidden.to(dtype), last.weight.to(dtype), last.bias.to(dtype)).unbind(dim=-1)
         return keep - skip

@@ -129,3 +129,10 @@ def test_a_stage_that_is_frozen_ranks_while_others_train():
     out, selections = stage(x, valid)
     assert torch.equal(out, stage(x, valid)[0]) and out.requires_grad
     assert [int(s.keep_mask[0].sum()) for s in selections] == [21, 15, 15, 9, 9]
+
+
+def test_a_block_that_was_put_in_the_place_of_one_behind_a_predictor_is_an_error_at_inference():
+    stage = make_stage().eval()
+    stage.blocks[-1] = torch.nn.Sequential(stage.blocks[-1])
+    with torch.no_grad(), pytest.raises(TypeError, match=r"\n  block 5: Sequential \(expected DynamicBlock\)"):
+        stage(*some_input())

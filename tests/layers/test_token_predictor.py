@@ -87,3 +87,10 @@ def test_scores_are_float32_under_autocast_and_in_narrow_types(dtype):
 def test_a_width_that_does_not_halve_twice_is_refused():
     with pytest.raises(ValueError, match=r"TokenPredictor\(dim=\) expects a multiple of 4 channels\. Got 6\."):
         TokenPredictor(6)
+
+
+def test_a_last_layer_of_another_kind_is_an_error():
+    predictor = TokenPredictor(8)
+    predictor.out_conv[-1] = torch.nn.Identity()
+    with pytest.raises(TypeError, match="expects a linear layer last.*Got Identity"):
+        predictor(torch.randn(1, 2, 2, 8), torch.ones(1, 2, 2, dtype=torch.bool))
