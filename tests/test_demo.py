@@ -26,6 +26,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from spt_d2 import get_config
 from spt_d2.curves import read_metrics
 from spt_d2.data import register_shapes
+from spt_d2.engine.evaluation_file import EVALUATION_FILE
 from spt_d2.engine.reproducible import IterationSeed
 from spt_d2.engine.setup import load_config
 from tests.engine.conftest import assert_same
@@ -104,7 +105,15 @@ def assert_fraction(value: object) -> None:
     assert isinstance(value, float) and 0 <= value <= 1, value
 
 
-# summary.json
+# summary.json, evaluation.json
+
+
+def test_the_evaluation_is_left_as_results_files_are_made_of_it(selecting: Run) -> None:
+    found = json.loads((selecting.folder / EVALUATION_FILE).read_text())
+    (of_data_set,) = found["test"]
+    assert of_data_set["results"]["bbox"]["AP"] == selecting.summary["box"]["AP"]
+    assert found["command"].startswith("python tools/demo.py --config-file configs/Shapes-InstanceSegmentation/")
+    assert str(selecting.folder) not in json.dumps(found)
 
 
 def test_the_summary_has_the_keys_and_types_that_are_promised(selecting: Run) -> None:

@@ -79,10 +79,13 @@ def test_a_measurement_stands_in_its_row_with_its_provenance(tmp_path):
     [
         ("yaml", ["SEED", "1", "MODEL.WEIGHTS", "swin.pth"], True),
         ("yaml", ["OUTPUT_DIR", "output/spt"], True),
+        ("yaml", ["SOLVER.AMP.ENABLED", "True", "DATALOADER.NUM_WORKERS", "8", "SOLVER.BATCH_SCALE", "0.5"], True),
+        ("yaml", ["SOLVER.BASE_LR", "0.001"], False),
         ("yaml", ["MODEL.SPT.THRESHOLD", "0.5"], False),
         ("yaml", ["SEED", "1", "SOLVER.MAX_ITER", "10"], False),
         ("py", ["train.seed=1", "train.init_checkpoint=w.pth"], True),
         ("py", ["train.output_dir=output/spt"], True),
+        ("py", ["train.amp.enabled=True", "dataloader.train.num_workers=8"], True),
         ("py", ["train.seed=1", "train.max_iter=10"], False),
     ],
 )
@@ -90,6 +93,21 @@ def test_a_seed_and_a_checkpoint_make_no_other_config(tmp_path, suffix, override
     config = RECORD["config"].replace("yaml", suffix)
     (tmp_path / "spt.json").write_text(json.dumps({**RECORD, "config": config, "overrides": overrides}))
     assert read_record(tmp_path / "spt.json").as_configured is expected
+
+
+def test_a_lazy_config_measures_the_row_of_its_yaml_twin(tmp_path):
+    """Tests of configs hold the twins equal."""
+    config = RECORD["config"].replace("yaml", "py")
+    (tmp_path / "lazy.json").write_text(json.dumps({**RECORD, "config": config, "overrides": ["train.seed=0"]}))
+    paper, records = read_paper(PAPER), read_records(tmp_path)
+    results, further = zoo_page(paper, records).split("## Results")[1].split("## Further results")
+    (row,) = rows_with(results, "mask_rcnn_spt_t_fpn_3x]")
+    assert row[3] == "42.0 ± 1.2" and not rows_with(further, "mask_rcnn_spt_t_fpn_3x")
+
+
+def test_runs_without_a_seed_may_be_several(tmp_path):
+    (tmp_path / "spt.json").write_text(json.dumps({**RECORD, "seeds": [-1, -1, 0]}))
+    assert "; 3 runs; " in read_record(tmp_path / "spt.json").provenance
 
 
 def test_a_run_with_other_keys_is_no_measurement_of_its_row_and_stands_under_further_results(tmp_path):

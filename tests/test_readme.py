@@ -13,6 +13,7 @@ from detectron2.config import LazyConfig
 
 from spt_d2.data import setup_lazy_datasets
 from spt_d2.engine.setup import load_config
+from spt_d2.model_zoo.records import read_record
 from spt_d2.modeling import SelectionGeneralizedRCNN
 from tests.conftest import ROOT, load_program
 
@@ -32,6 +33,18 @@ def block(kind: str, containing: str) -> str:
 
 def test_readme_is_short_enough_to_be_read():
     assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name, column", [("shapes_demo", 1), ("shapes_demo_dense", 2)])
+def test_the_table_of_the_demo_is_that_of_its_results_files(name, column):
+    record = read_record(ROOT / "results" / f"{name}.json")
+    (box,), (mask,), (macs,) = (record.metrics[key] for key in ("box_ap", "mask_ap", "executed_macs_g"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("| ")]
+    cells = {row[0]: row[column] for row in rows if len(row) == 3}
+    assert cells["box AP / AP50, %"].startswith(f"{box:.1f} /")
+    assert cells["mask AP / AP50, %"].startswith(f"{mask:.1f} /")
+    assert cells["multiply-adds of the backbone per image, 10^9"] == f"{macs:.3f}"
+    assert f"commit {record.commit[:7]}" in README
 
 
 FOLDERS = ("", "datasets", "docs", "projects/SPT", "results")

@@ -41,6 +41,7 @@ from spt_d2.config_hierarchy import backbone_kind
 from spt_d2.curves import draw_curves, read_metrics
 from spt_d2.data import build_mapper
 from spt_d2.data.datasets import dataset_root
+from spt_d2.engine.evaluation_file import EVALUATION_FILE, write_evaluation
 from spt_d2.engine.initial import dense_twin, initial_weights, load_agreeing
 from spt_d2.engine.progress import ProgressWriter, TerminalHandler, TrainingClock, duration
 from spt_d2.engine.setup import read_config, setup
@@ -66,8 +67,8 @@ CONFIGS = {
 }
 # What a run leaves behind, and what the next one into the same folder begins by removing.
 LEFT_BEHIND = (
-    "summary.json", "selection.png", "curves.png", "metrics.json", "log.txt", "config.yaml", "last_checkpoint",
-    "model_*.pth", "events.out.tfevents.*", "inference",
+    "summary.json", EVALUATION_FILE, "selection.png", "curves.png", "metrics.json", "log.txt", "config.yaml",
+    "last_checkpoint", "model_*.pth", "events.out.tfevents.*", "inference",
 )  # fmt: skip
 PANEL = 320  # pixels, side of a picture in selection.png
 
@@ -267,6 +268,10 @@ def main(argv: list[str] | None = None) -> dict:
         # Before anything else that can fail: it is what the time was spent for.
         summary = summarize(results, seconds, code_commit())
         write_summary(args.output / "summary.json", summary)
+        write_evaluation(
+            cfg.OUTPUT_DIR, "tools/demo.py", args, results,
+            train=cfg.DATASETS.TRAIN, test=cfg.DATASETS.TEST, seed=cfg.SEED, device=cfg.MODEL.DEVICE,
+        )  # fmt: skip
         say("Drawing")
         predictor = build_predictor(cfg, str(args.output / "model_final.pth"))
         save_picture(args.output / "selection.png", draw_examples(cfg, predictor))

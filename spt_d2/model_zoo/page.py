@@ -115,11 +115,9 @@ def _status(row: Row, records: Sequence[Record]) -> str:
 
 def _matching(row: Row, records: Sequence[Record]) -> list[Record]:
     """Records of the row's config as it is: with other keys it would be another experiment."""
-    return [
-        record
-        for record in records
-        if record.config == row.config and record.data["test"] == row.data and record.as_configured
-    ]
+    if row.config is None:
+        return []
+    return [record for record in records if record.is_of(row.config) and record.data["test"] == row.data]
 
 
 def _backbone_table(size: str, paper: Mapping[str, Table]) -> str:

@@ -6,10 +6,11 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spt_d2.compare.statistics import estimate
+from spt_d2.engine.evaluation_file import keyed_overrides
 
 # Key in a file: title of a column, digits after the point.
 METRICS = {
@@ -23,8 +24,19 @@ METRICS = {
     "backbone_ms": ("backbone, ms", 1),
     "peak_memory_mb": ("peak memory, MB", 0),
 }
-# Overrides that make no other config, of yaml and LazyConfig.
-_HARMLESS = {"SEED", "MODEL.WEIGHTS", "OUTPUT_DIR", "train.seed", "train.init_checkpoint", "train.output_dir"}
+# Overrides that make no other experiment, of yaml and LazyConfig: where it starts and goes on from, on what it runs and
+# in which precision, how often it saves, and the batch size with all that follows it.
+_HARMLESS = {
+    "SEED", "MODEL.WEIGHTS", "OUTPUT_DIR", "MODEL.DEVICE", "SOLVER.AMP.ENABLED", "SOLVER.AMP.PRECISION",
+    "SOLVER.BATCH_SCALE", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.METRIC_PERIOD", "TEST.EVAL_PERIOD",
+    "DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK",
+    "train.seed", "train.init_checkpoint", "train.output_dir", "train.device", "train.amp.enabled",
+    "train.amp.precision", "train.batch_scale", "train.checkpointer.period", "train.checkpointer.max_to_keep",
+    "train.log_period", "train.eval_period", "dataloader.train.num_workers", "dataloader.test.num_workers",
+    "train.cudnn_benchmark",
+}  # fmt: skip
+# In place of the seed of a run that drew another one each time.
+UNSEEDED = -1
 _NEEDED = ("config", "overrides", "data", "hardware", "commit", "date", "seeds", "command", "metrics")
 
 
@@ -41,7 +53,7 @@ class Record:
         hardware: in words.
         commit: of the code, 40 hexadecimal digits, ``-dirty`` after them where files differed.
         date: of the measurement.
-        seeds: of the runs.
+        seeds: of the runs; :data:`UNSEEDED` of one without.
         command: that made it.
         metrics: by the keys of :data:`METRICS`, one value for each seed.
     """
@@ -68,17 +80,20 @@ class Record:
 
     @property
     def as_configured(self) -> bool:
-        """Whether the config was run as it is: of overrides a seed, a checkpoint and an output folder at most."""
-        if self.config.endswith(".py"):
-            keys = [override.partition("=")[0] for override in self.overrides]
-        else:
-            keys = list(self.overrides[0::2])
-        return _HARMLESS.issuperset(keys)
+        """Whether the config was run as it is: with overrides that make no other experiment (results/README.md)."""
+        return _HARMLESS.issuperset(key for key, _ in keyed_overrides(self.config, self.overrides))
+
+    def is_of(self, config: str) -> bool:
+        """Whether it measures this yaml config, as it is or as the LazyConfig that is its twin."""
+        return self.as_configured and PurePosixPath(self.config).with_suffix("") == PurePosixPath(config).with_suffix(
+            ""
+        )
 
     @property
     def provenance(self) -> str:
         """Hardware, seeds, commit and date in one line."""
-        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        kind = "run" if UNSEEDED in self.seeds else "seed"
+        seeds = f"{len(self.seeds)} {kind}{'' if len(self.seeds) == 1 else 's'}"
         dirty = " (changed)" if self.commit.endswith("-dirty") else ""
         return f"{self.hardware}; {seeds}; {self.commit[:10]}{dirty}; {self.date.isoformat()}"
 
@@ -142,7 +157,8 @@ def _problems(found: Any) -> list[str]:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         problems.append(f"'seeds' expects at least one whole number. Got {seeds!r}.")
         return problems
-    if len(set(seeds)) < len(seeds):
+    seeded = [seed for seed in seeds if seed != UNSEEDED]
+    if len(set(seeded)) < len(seeded):
         problems.append(f"'seeds' expects each once. Got {seeds!r}.")
     if not isinstance(found["overrides"], list) or not all(isinstance(part, str) for part in found["overrides"]):
         problems.append(f"'overrides' expects a list of texts. Got {found['overrides']!r}.")

@@ -1,5 +1,6 @@
 """tools/lazyconfig_train_net.py: the twin of train_net.py, down to the last bit."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from spt_d2 import get_config
+from spt_d2.engine.evaluation_file import EVALUATION_FILE
 from spt_d2.engine.optimizer import build_optimizer
 
 from .conftest import LAZY_TRAIN_NET, ROOT, assert_same, metrics, predictions, run_here
@@ -225,6 +227,10 @@ def test_evaluation_alone_gives_the_results_of_the_run(
     )
     assert predictions(tmp_path) == predictions(lazy_run[0])
     assert results["selection"] == lazy_run[1]["selection"]
+    trained, evaluated = (json.loads((folder / EVALUATION_FILE).read_text()) for folder in (lazy_run[0], tmp_path))
+    assert trained["test"] == evaluated["test"] and evaluated["test"][0]["name"] == "tiny_val"
+    assert (trained["train"], trained["seed"], trained["eval_only"]) == (["tiny_train"], 7, False)
+    assert evaluated["eval_only"] and evaluated["overrides"] == [weights]
 
 
 @pytest.mark.parametrize("name", ["spt_fpn", "vit_nano_fpn", "spt_nano_fpn"])
@@ -242,4 +248,4 @@ def test_a_run_without_a_seed_and_without_an_evaluator_works(tiny_lazy_config: P
         LAZY_TRAIN_NET, "--config-file", tiny_lazy_config, f"train.output_dir={tmp_path}", *overrides, *mixed
     )
     assert results == {}
-    assert (tmp_path / "model_final.pth").exists()
+    assert (tmp_path / "model_final.pth").exists() and not (tmp_path / EVALUATION_FILE).exists()
