@@ -14,7 +14,14 @@ from spt_d2.analysis.model_report import parameter_counts
 from spt_d2.model_zoo.page import insert_tables, paper_table, zoo_page
 from spt_d2.model_zoo.paper import read_paper
 from spt_d2.model_zoo.records import read_record, read_records
-from spt_d2.model_zoo.variants import VARIANTS, build_detector, config_parameters, count, detector_parameters
+from spt_d2.model_zoo.variants import (
+    VARIANTS,
+    build_detector,
+    config_costs,
+    config_parameters,
+    count,
+    detector_parameters,
+)
 from tests.conftest import load_program
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,6 +182,31 @@ def test_every_config_of_a_row_exists_and_is_the_backbone_that_is_counted():
                         if isinstance(value, (list, tuple))
                         else (node[key.split(".")[-1]] == value)
                     ), (row.config, key)
+
+
+def test_peers_are_counted_at_their_own_ratios_and_dynamic_swin_in_training_too():
+    """What the paper charges DynamicSwin with is its cost in training."""
+    tables = read_paper(PAPER)
+    for model, cost in (("DAT-T", "101.4"), ("DynamicSwin-T", "86.5 (training 101.4)"), ("SparseViT", "87.2")):
+        (cells,) = rows_with(paper_table(tables["table1"], []), f"| {model} |")
+        assert cells[-4] == cost
+    place = tables["table1"].columns.index("backbone FLOPs, G")
+    (row,) = (row for row in tables["table1"].rows if row.model == "DynamicSwin-T")
+    assert config_costs(row.config)[1] / 1e9 == pytest.approx(row.values[place], rel=0.01)
+
+
+def test_rows_whose_images_decide_have_no_count_unless_the_paper_says_what_they_kept():
+    for name, kept in (
+        ("multilabel_spt_t_oracle", False),
+        ("multilabel_vit_b_oracle", False),
+        ("multilabel_vit_b", True),
+    ):
+        assert (config_costs(f"VOC-Classification/{name}.yaml") is not None) is kept
+    small, large = (
+        config_costs("VOC-Classification/multilabel_vit_b.yaml", size)[0] for size in ((224, 224), (448, 448))
+    )
+    # Linear layers by four, pairs of the blocks of global attention by sixteen.
+    assert 4 < large / small < 16
 
 
 def test_every_row_of_a_backbone_that_has_configs_names_one():

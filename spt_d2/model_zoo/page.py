@@ -15,6 +15,7 @@ from spt_d2.model_zoo.variants import (
     VARIANTS,
     Count,
     Variant,
+    config_costs,
     config_parameters,
     count,
     detector_parameters,
@@ -93,18 +94,30 @@ def insert_tables(text: str, paper: Mapping[str, Table], records: Sequence[Recor
 
 def paper_table(table: Table, records: Sequence[Record]) -> str:
     """A table of the paper with our count, config and status beside each row."""
-    counted = any(row.variant is not None for row in table.rows)
+    costs = [_cost(row, table.image_size) for row in table.rows]
+    counted = any(costs)
+    size = "" if table.image_size == IMAGE_SIZE else " at {} x {}".format(*table.image_size)
     header = ["row", *(f"*{title}*" for title in table.columns)]
-    header += ["our MACs, G", "our parameters, M"] if counted else []
+    header += [f"our MACs{size}, G", "our parameters, M"] if counted else []
     digits = [max(_decimals(row.values[i]) for row in table.rows) for i in range(len(table.columns))]
     rows = []
-    for row in table.rows:
+    for row, cost in zip(table.rows, costs):
         cells = [row.model, *(_italic(value, places) for value, places in zip(row.values, digits))]
         if counted:
-            cells.append("" if row.variant is None else _giga(count(row.variant, row.keep_ratio).kept.executed))
-            cells.append("" if row.config is None else _million(config_parameters(row.config)))
+            cells += [cost, "" if row.config is None else _million(config_parameters(row.config))]
         rows.append([*cells, _config_link(row.config, "../../"), _status(row, records)])
     return _markdown([*header, "config", "status"], rows)
+
+
+def _cost(row: Row, image_size: tuple[int, int]) -> str:
+    """Multiply-adds that we count for a row; empty where the images decide and the paper does not say what they do."""
+    if row.variant is not None:
+        return _giga(count(row.variant, row.keep_ratio, image_size).kept.executed)
+    costs = None if row.config is None else config_costs(row.config, image_size)
+    if costs is None:
+        return ""
+    inference, training = costs
+    return _giga(inference) if inference == training else f"{_giga(inference)} (training {_giga(training)})"
 
 
 def _status(row: Row, records: Sequence[Record]) -> str:

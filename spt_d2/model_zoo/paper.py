@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spt_d2.model_zoo.variants import KEEP_RATIO, VARIANTS, Variant
+from spt_d2.model_zoo.variants import IMAGE_SIZE, KEEP_RATIO, VARIANTS, Variant
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Row:
     Attributes:
         model: as the paper calls it, or what was varied.
         values: one for each column of the table; None where the paper gives none.
-        variant: the backbone that is counted for it; None where it is not one of this project's, or where the input
-            size of the paper is not known.
-        keep_ratio: ``{stage: share}`` at which it is counted.
+        variant: the backbone that is counted for it, of those that keep what the images call for; None where that of
+            the config is counted, if it can be.
+        keep_ratio: ``{stage: share}`` at which a variant is counted.
         config: below ``configs/``; None for baselines that have none here.
         data: name of the data set of evaluation.
     """
@@ -48,12 +48,14 @@ class Table:
         task: what it is about.
         columns: titles.
         rows: in the paper's order.
+        image_size: height and width in pixels at which its rows are counted.
     """
 
     reference: str
     task: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    image_size: tuple[int, int] = IMAGE_SIZE
 
 
 def read_paper(path: str | os.PathLike[str]) -> dict[str, Table]:
@@ -75,7 +77,9 @@ def _table(table: Mapping[str, Any]) -> Table:
                 f"{table['reference']} expects {len(titles)} values in the row of {row['model']!r}. "
                 f"Got {len(row['values'])}."
             )
-    return Table(table["reference"], table["task"], titles, tuple(_row(row, table["data"]) for row in table["rows"]))
+    rows = tuple(_row(row, table["data"]) for row in table["rows"])
+    height, width = table.get("image_size", IMAGE_SIZE)
+    return Table(table["reference"], table["task"], titles, rows, (height, width))
 
 
 def _row(row: Mapping[str, Any], data: str) -> Row:

@@ -9,9 +9,11 @@ import torch
 from detectron2.modeling import build_model
 
 from spt_d2 import get_config
-from spt_d2.analysis.hierarchy_macs import nominal_macs
+from spt_d2.analysis.dynamic_swin_macs import training_macs
+from spt_d2.analysis.hierarchy_macs import has_own_ratios, nominal_macs
 from spt_d2.analysis.macs import Macs
-from spt_d2.analysis.model_report import bottom_up, parameter_counts
+from spt_d2.analysis.model_report import bottom_up, parameter_counts, selects
+from spt_d2.modeling.backbone import DynamicSwin
 
 # The paper's: height and width in pixels, and the shares kept in stages 3 and 4 (Sec. 4.2, Table 6).
 IMAGE_SIZE = (800, 1280)
@@ -154,13 +156,16 @@ class Count:
     none: Macs
 
 
-def count(variant: Variant, keep_ratio: Mapping[int, float] = KEEP_RATIO) -> Count:
+def count(
+    variant: Variant, keep_ratio: Mapping[int, float] = KEEP_RATIO, image_size: tuple[int, int] = IMAGE_SIZE
+) -> Count:
     """
-    Count a backbone at :data:`IMAGE_SIZE`.
+    Count a backbone.
 
     Args:
         variant: what is counted.
         keep_ratio: ``{stage: share}`` of its stages that select.
+        image_size: height and width in pixels.
     """
     model = build_detector(variant)
     parameters = parameter_counts(model)
@@ -168,19 +173,45 @@ def count(variant: Variant, keep_ratio: Mapping[int, float] = KEEP_RATIO) -> Cou
     return Count(
         backbone=parameters["backbone"],
         detector=parameters["model"],
-        kept=nominal_macs(network, IMAGE_SIZE, keep_ratio).total,
-        full=nominal_macs(network, IMAGE_SIZE, 1.0).total,
-        none=nominal_macs(network, IMAGE_SIZE, 0.0).total,
+        kept=nominal_macs(network, image_size, keep_ratio).total,
+        full=nominal_macs(network, image_size, 1.0).total,
+        none=nominal_macs(network, image_size, 0.0).total,
     )
 
 
 @functools.cache
-def config_parameters(config: str) -> int:
-    """Parameters of the model of a yaml config below ``configs/``."""
+def config_model(config: str) -> torch.nn.Module:
+    """The model of a yaml config below ``configs/``, of the right shapes, without weights. Built once."""
     cfg = get_config(config)
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        return parameter_counts(build_model(cfg))["model"]
+        return build_model(cfg).eval()
+
+
+def config_parameters(config: str) -> int:
+    """Parameters of the model of a config."""
+    return parameter_counts(config_model(config))["model"]
+
+
+def config_costs(config: str, image_size: tuple[int, int] = IMAGE_SIZE) -> tuple[float, float] | None:
+    """
+    Multiply-adds of the backbone of a config: dense, or one whose ratios are part of it.
+
+    Args:
+        config: yaml below ``configs/``.
+        image_size: height and width in pixels.
+
+    Returns:
+        at inference, and in the forward pass of training; None where the images decide, by a gate or their labels.
+    """
+    model = config_model(config)
+    network = bottom_up(model)
+    if selects(model) and not has_own_ratios(network):
+        return None
+    executed = nominal_macs(network, image_size, None).executed
+    if isinstance(network, DynamicSwin):
+        return executed, training_macs(network, image_size).executed
+    return executed, executed
 
 
 def detector_parameters(variant: Variant, detector: str) -> int:
