@@ -106,7 +106,7 @@ def test_worked_examples(row, voc10, voc07, step):
 
 
 def test_step_is_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed (requirements/dev.txt)")
     for seed in range(30):
         scores, labels = random_ranking(seed, ties=seed % 2 == 0)
         scores, positive = scores[labels != 0], labels[labels != 0] > 0
