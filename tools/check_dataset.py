@@ -15,10 +15,8 @@ import argparse
 import os
 import sys
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from spt_d2.data.coco_check import check_coco
-from spt_d2.data.coco_json import read_coco, write_json
+from spt_d2.data.coco_json import find_coco, read_coco, write_json
 from spt_d2.data.progress import terminal_progress
 
 
@@ -32,10 +30,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fix", metavar="OUT.json", help="write a clean copy")
     parser.add_argument("--json", metavar="PATH", help="write the report for programs")
     args = parser.parse_args(argv)
-    if not os.path.isfile(args.dataset) and args.dataset in DatasetCatalog.list():
-        metadata = MetadataCatalog.get(args.dataset)
-        args.images = args.images or metadata.get("image_root")
-        args.dataset = metadata.get("json_file") or args.dataset
+    try:
+        args.dataset, images = find_coco(args.dataset)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    args.images = args.images or images
     if args.images is not None and not os.path.isdir(args.images):
         parser.error(f"--images expects a folder. Got {args.images}.")
     if args.decode and args.images is None:

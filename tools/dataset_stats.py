@@ -12,9 +12,7 @@ import argparse
 import os
 import sys
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from spt_d2.data.coco_json import read_coco, write_json
+from spt_d2.data.coco_json import find_coco, read_coco, write_json
 from spt_d2.data.coco_stats import DatasetStats, measure_dataset, stats_table
 from spt_d2.data.progress import terminal_progress
 from spt_d2.data.stats_plot import draw_stats
@@ -33,7 +31,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="PATH", help="write the figures for programs")
     parser.add_argument("--plot", metavar="FILE.png", help="draw ratios and densities")
     args = parser.parse_args(argv)
-    named = [find_json(text) for text in args.dataset]
+    try:
+        named = [find_json(text) for text in args.dataset]
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
     titles = [title for title, _ in named]
     twice = sorted({title for title in titles if titles.count(title) > 1})
     if twice:
@@ -50,11 +52,7 @@ def find_json(text: str) -> tuple[str, str]:
         folder, name = os.path.split(os.path.abspath(text))
         return f"{os.path.basename(folder)}/{os.path.splitext(name)[0]}", text
     title, equals, path = text.partition("=")
-    if equals:
-        return title, path
-    if text in DatasetCatalog.list() and MetadataCatalog.get(text).get("json_file"):
-        return text, MetadataCatalog.get(text).json_file
-    return text, text
+    return (title, find_coco(path)[0]) if equals else (text, find_coco(text)[0])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,13 +1,48 @@
 """Read and write json files in COCO's instance format."""
 
 import contextlib
+import difflib
 import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
 _LISTS = ("images", "annotations", "categories")
+
+
+def find_coco(name: str) -> tuple[str, str | None]:
+    """
+    The json of a data set, and its folder of images where that is known.
+
+    Args:
+        name: path of a json, or the name of a registered data set.
+
+    Raises:
+        FileNotFoundError: neither; a registered data set whose json is not there.
+        ValueError: a registered data set that has none.
+    """
+    if os.path.isfile(name):
+        return name, None
+    known = DatasetCatalog.list()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise FileNotFoundError(
+            f"A data set expects the path of a COCO json or a registered name. Got {name!r}, which is neither."
+            + (f"\nHINT: close to it: {', '.join(close)}." if close else "")
+        )
+    metadata = MetadataCatalog.get(name)
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        raise ValueError(f"The data set {name!r} expects a COCO json behind it. It is registered without one.")
+    if not os.path.isfile(json_file):
+        raise FileNotFoundError(
+            f"The data set {name!r} is registered, and its json is not there: {json_file}.\n"
+            "HINT: datasets/README.md says where it goes; DETECTRON2_DATASETS names the folder of all."
+        )
+    return json_file, metadata.get("image_root")
 
 
 def read_coco(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from spt_d2.data import SelectionDatasetMapper
 from spt_d2.data.coco_check import check_coco
 from spt_d2.data.coco_check.masks import rle_runs
+from spt_d2.data.coco_json import find_coco
 from spt_d2.data.coco_stats import measure_dataset
 from tests.conftest import load_program
 from tests.data.scenes import encode
@@ -503,8 +504,10 @@ def test_program_says_by_its_exit_code_whether_training_is_safe(program, content
     assert "NOT SAFE" in printed and "annotation_category" in printed and "category 77" in printed
     path.write_text("{")
     assert program.main([str(path)]) == 1
-    assert program.main([str(tmp_path / "none.json")]) == 2
     assert "not in COCO format" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        program.main([str(tmp_path / "none.json")])
+    assert left.value.code == 2 and "path of a COCO json or a registered name" in capsys.readouterr().err
     for arguments in (["--images", str(tmp_path / "none")], ["--decode"]):
         with pytest.raises(SystemExit):
             program.main([str(path), *arguments])
@@ -556,3 +559,22 @@ def test_program_takes_the_name_of_a_registered_set(program, content, folder, tm
     finally:
         DatasetCatalog.remove(f"check_{tmp_path.name}")
         MetadataCatalog.remove(f"check_{tmp_path.name}")
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [({"json_file": "gone.json"}, "its json is not there: gone.json"), ({}, "registered without one")],
+    ids=["gone", "none"],
+)
+def test_a_registered_set_without_its_json_is_an_error_of_its_own(metadata, message, request):
+    name = f"json_{request.node.callspec.id}"
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(**metadata)
+    try:
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            find_coco(name)
+        with pytest.raises(FileNotFoundError, match=f"close to it: {name}"):
+            find_coco(f"{name}s")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

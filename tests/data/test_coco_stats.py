@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from spt_d2.data.coco_json import annotations_by_image, read_coco, write_json
 from spt_d2.data.coco_stats import RATIO_EDGES, STRIDES, measure_dataset, stats_table
@@ -237,11 +238,27 @@ def test_stats_program_sets_side_by_side_writes_json_and_plots(content, tmp_path
     assert cv2.imread(str(plot)).size > 0
 
 
-def test_stats_program_finds_registered_sets_and_says_what_is_missing(capsys):
-    program = load_program(ROOT / "tools" / "dataset_stats.py")
-    title, path = program.find_json("coco_2017_val")
-    assert title == "coco_2017_val" and path.endswith("coco/annotations/instances_val2017.json")
-    assert program.main(["no_such_set"]) == 1
+@pytest.fixture
+def registered_json(tmp_path):
+    file = tmp_path / "instances.json"
+    DatasetCatalog.register("stats_val", list)
+    MetadataCatalog.get("stats_val").set(json_file=str(file))
+    yield file
+    DatasetCatalog.remove("stats_val")
+    MetadataCatalog.remove("stats_val")
+
+
+def test_stats_program_finds_registered_sets_and_says_what_is_missing(registered_json, capsys):
+    program, file = load_program(ROOT / "tools" / "dataset_stats.py"), registered_json
+    for arguments in (["stats_val"], ["val=stats_val"]):
+        with pytest.raises(SystemExit) as left:
+            program.main(arguments)
+        assert left.value.code == 1 and f"its json is not there: {file}" in capsys.readouterr().err
+    file.write_text("{}")
+    assert program.find_json("stats_val") == ("stats_val", str(file))
+    assert program.find_json("val=stats_val") == ("val", str(file))
+    with pytest.raises(SystemExit):
+        program.main(["no_such_set"])
     assert "no_such_set" in capsys.readouterr().err
 
 

@@ -246,6 +246,21 @@ def small(*more: str) -> list[str]:
     return [*pairs, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0", *more]
 
 
+@pytest.mark.parametrize("kind", ["swin", "spt", "dynamic_swin", "sparse_vit", "dat", "svit_gated_swin"])
+def test_every_parameter_of_a_classifier_over_any_backbone_gets_a_gradient(kind: str) -> None:
+    """Norms of stages that no one reads would get none, which several processes wait for in vain."""
+    cfg = leaf_config("multilabel_spt_nano_shapes.yaml")
+    cfg.MODEL.BACKBONE.NAME = f"build_{kind}_backbone"
+    if kind == "dat":
+        nano = get_config("Backbones/Base-DAT-nano.yaml").MODEL.DAT
+        cfg.MODEL.DAT.update({**nano, "OUT_FEATURES": cfg.MODEL.DAT.OUT_FEATURES})
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    with EventStorage():
+        sum(model(inputs(cfg.MODEL.MULTI_LABEL.NUM_CLASSES)).values()).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 @pytest.mark.parametrize("leaf", ["spt_t", "spt_t_oracle"])
 def test_voc_trains_and_is_evaluated(leaf: str, tmp_path: Path) -> None:
     short = small("SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2", "SEED", "0")
