@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 
+from spt_d2.compare.front import pareto_front
 from spt_d2.compare.report import POOLED, Row
 from spt_d2.compare.results import Result
 from spt_d2.compare.statistics import Estimate, PairedDifference
 
 _HEADINGS = (
-    "data", "variant", "seeds", "box AP", "paired difference", "p", "verdict", "AP50", "AP75", "APs / APm / APl",
-    "mask AP", "paired difference", "mask AP50", "mask APs / APm / APl", "keep ratio", "retention", "density",
-    "executed GMACs", "useful", "dense", "times the reference", "parameters, M: backbone / model", "s per iteration",
-    "training, min", "forward, ms", "memory, MB",
+    "data", "variant", "seeds", "box AP", "paired difference", "p", "verdict", "front", "AP50", "AP75",
+    "APs / APm / APl", "mask AP", "paired difference", "mask AP50", "mask APs / APm / APl", "keep ratio", "retention",
+    "density", "executed GMACs", "useful", "dense", "times the reference", "parameters, M: backbone / model",
+    "s per iteration", "training, min", "forward, ms", "memory, MB",
 )  # fmt: skip
 
 
@@ -23,7 +24,8 @@ def comparison_table(rows: Sequence[Row]) -> str:
     Args:
         rows: of :func:`spt_d2.compare.report.report_rows`.
     """
-    cells = [_cells(row) for row in rows]
+    front = pareto_front(rows)
+    cells = [_cells(row, (row.data_set, row.variant) in front) for row in rows]
     shown = [i for i in range(len(_HEADINGS)) if any(line[i] for line in cells)]
     lines = [_line([_HEADINGS[i] for i in shown]), _line(["---" if i < 2 else "---:" for i in shown])]
     lines += [_line([line[i] or "-" for i in shown]) for line in cells]
@@ -44,7 +46,7 @@ def provenance(results: Sequence[Result]) -> str:
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, on_front: bool) -> list[str]:
     def one(name: str, digits: int, unit: float = 1.0, error: bool = False) -> str:
         found = row.figures.get(name)
         return "" if found is None else _estimate(found, digits, unit, error)
@@ -63,6 +65,7 @@ def _cells(row: Row) -> list[str]:
         _difference(row.box),
         _p_value(row.box),
         row.verdict,
+        "yes" if on_front else "",
         one("box_AP50", 1),
         one("box_AP75", 1),
         several([f"box_{size}" for size in sizes], 1),

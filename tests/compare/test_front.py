@@ -1,0 +1,63 @@
+"""The Pareto front against a loop over all pairs, and what is left out of it."""
+
+import pytest
+
+pytest.importorskip("detectron2", reason="detectron2 is not installed")
+
+from spt_d2.compare.front import pareto_front
+from spt_d2.compare.report import report_rows
+from spt_d2.compare.table import comparison_table
+
+from .synthetic import result
+
+
+def variant(name, box, executed, **changes):
+    macs = {"executed": executed, "useful": executed, "dense": 2.0}
+    return result(variant=name, box=box, macs_g=macs, **changes)
+
+
+def on_front(*results):
+    return {name for _, name in pareto_front(report_rows(results))}
+
+
+def test_who_is_beaten_in_one_and_not_better_in_the_other_is_not_on_it():
+    dense = variant("dense", 40.0, 2.0)
+    assert on_front(dense, variant("spt", 41.0, 1.5)) == {"spt"}
+    assert on_front(dense, variant("spt", 39.0, 1.5)) == {"dense", "spt"}
+    # The same accuracy for less.
+    assert on_front(dense, variant("spt", 40.0, 1.5)) == {"spt"}
+    # As accurate and as dear: neither beats the other.
+    assert on_front(dense, variant("spt", 40.0, 2.0)) == {"dense", "spt"}
+    three = (dense, variant("spt", 39.0, 1.5), variant("third", 38.0, 1.75))
+    assert on_front(*three) == {"dense", "spt"}
+
+
+def test_differences_are_paired_for_variants_have_other_seeds():
+    """The third variant was run with the better of two seeds only."""
+    runs = [variant("dense", box, 2.0, seed=seed) for seed, box in ((0, 30.0), (1, 50.0))]
+    runs += [variant("spt", box, 1.5, seed=seed) for seed, box in ((0, 30.5), (1, 50.5))]
+    runs.append(variant("third", 50.0, 1.75, seed=1))
+    assert on_front(*runs) == {"spt"}
+
+
+def test_the_ground_truth_is_no_competitor():
+    perfect = {"keep_ratio": 0.1, "retention": 1.0, "density": 1.0, "by_stage": {}}
+    dense, spt = variant("dense", 40.0, 2.0), variant("spt", 39.0, 1.5)
+    assert on_front(dense, spt, variant("oracle", 45.0, 1.0, selection=perfect)) == {"dense", "spt"}
+    everything = {**perfect, "density": 0.1}
+    assert on_front(dense, spt, variant("all", 45.0, 1.0, selection=everything)) == {"all"}
+
+
+def test_each_data_set_has_its_own_and_the_table_says_so():
+    runs = [variant("dense", 40.0, 2.0), variant("spt", 41.0, 1.5)]
+    runs += [variant("dense", 40.0, 2.0, data_set="plates"), variant("spt", 30.0, 1.5, data_set="plates")]
+    rows = report_rows(runs)
+    assert pareto_front(rows) == {
+        ("shapes", "spt"), ("plates", "dense"), ("plates", "spt"), ("all", "dense"), ("all", "spt"),
+    }  # fmt: skip
+    # One that lacks a data set is compared on the other alone.
+    more = report_rows([*runs, variant("third", 42.0, 1.0)])
+    assert pareto_front(more) == {("shapes", "third"), *(each for each in pareto_front(rows) if each[0] != "shapes")}
+    header, _, *lines = [[cell.strip() for cell in line.split("|")] for line in comparison_table(rows).splitlines()]
+    place = header.index("front")
+    assert [line[place] for line in lines] == ["-", "yes", "yes", "yes", "yes", "yes"]
