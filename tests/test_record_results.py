@@ -11,13 +11,15 @@ pytest.importorskip("detectron2")
 from spt_d2.engine.evaluation_file import EVALUATION_FILE
 from spt_d2.model_zoo.page import zoo_page
 from spt_d2.model_zoo.paper import read_paper
-from spt_d2.model_zoo.recording import combine, config_name
+from spt_d2.model_zoo.recording import combine, config_name, file_name
 from spt_d2.model_zoo.records import read_record
 from tests.conftest import ROOT, load_program
 
 CONFIG = "configs/COCO-InstanceSegmentation/mask_rcnn_spt_t_fpn_3x.yaml"
 RUN = {
-    "command": f"python projects/SPT/train_net.py --config-file {CONFIG} SEED 0",
+    "program": "projects/SPT/train_net.py",
+    "command": f"python projects/SPT/train_net.py --config-file {CONFIG} --num-gpus 8 SEED 0",
+    "checkpoint": None,
     "config_file": CONFIG,
     "overrides": ["SEED", "0", "SOLVER.AMP.ENABLED", "True"],
     "eval_only": False,
@@ -106,16 +108,46 @@ def test_a_lazy_config_measures_the_row_of_its_twin():
     assert record["overrides"] == ["train.amp.enabled=True"] and record["seeds"] == [4]
 
 
-def test_checkpoints_that_were_only_evaluated_have_no_seed_unless_one_is_named():
-    """What the config says of it is that of a training that may not have been this one's."""
-    runs = {
-        name: run_of(0, 40.0, eval_only=True, overrides=["MODEL.WEIGHTS", f"{name}.pth"])
-        for name in ("first", "second")
-    }
-    record = combine(runs)
+def evaluated(name: str, checkpoint: str | None = None) -> dict:
+    return run_of(0, 40.0, eval_only=True, checkpoint=checkpoint, overrides=["SEED", "5", "MODEL.WEIGHTS", name])
+
+
+def test_checkpoints_that_were_only_evaluated_have_no_seed():
+    """What the config or the command line says of it is that of a training that may not have been this one's."""
+    record = combine({"a": evaluated("first.pth"), "b": evaluated("second.pth")})
     assert record["seeds"] == [-1, -1] and record["overrides"] == []
-    named = {"a": run_of(5, 40.0, eval_only=True, overrides=["MODEL.WEIGHTS", "a.pth", "SEED", "5"])}
-    assert combine(named)["seeds"] == [5]
+
+
+def test_a_checkpoint_that_was_evaluated_twice_is_one_run():
+    for runs in (("first.pth", "first.pth", None, None), ("first.pth", "copy.pth", "f" * 64, "f" * 64)):
+        with pytest.raises(ValueError, match="different checkpoints"):
+            combine({"a": evaluated(runs[0], runs[2]), "b": evaluated(runs[1], runs[3])})
+    record = combine({"a": evaluated("final.pth", "f" * 64), "b": evaluated("final.pth", "e" * 64)})
+    assert len(record["seeds"]) == 2
+
+
+def test_a_folder_that_is_named_twice_is_one_run(program, tmp_path, monkeypatch):
+    (run,) = folders(tmp_path, run_of(0, 40.0))
+    monkeypatch.chdir(tmp_path)
+    assert program.main([run, "run0", "--output", "a.json"]) == 0
+    assert read_record(tmp_path / "a.json").seeds == (0,)
+
+
+def test_the_order_of_overrides_makes_no_other_experiment():
+    runs = [run_of(i, 1.0, overrides=["A.B", "1", "C.D", "2"] if i else ["C.D", "2", "A.B", "1"]) for i in range(2)]
+    assert combine({"a": runs[0], "b": runs[1]})["overrides"] == ["C.D", "2", "A.B", "1"]
+
+
+def test_files_of_other_experiments_of_a_config_have_other_names():
+    names = {
+        file_name({"config": config, "data": {"test": "val"}, "overrides": overrides})
+        for config, overrides in (
+            ("a/b.yaml", ["SOLVER.AMP.ENABLED", "True"]),
+            ("a/b.yaml", ["MODEL.SPT.SPA_STAGES", "[3, 4]"]),
+            ("a/b.py", ["train.amp.enabled=True"]),
+        )
+    }
+    assert names == {"a__b__val.json", "a__b__val__MODEL.SPT.SPA_STAGES_3_4_.json", "a__b__val__lazy.json"}
 
 
 def test_of_several_data_sets_one_is_asked_for():
@@ -139,6 +171,8 @@ def test_of_several_data_sets_one_is_asked_for():
         ({"train": ["other"]}, "several data sets trained on"),
         ({"machine": {**RUN["machine"], "processes": 4}}, "several machines"),
         ({"seed": 0}, "runs of different seeds"),
+        ({"program": "tools/demo.py"}, "several programs"),
+        ({"eval_only": True}, "trained and only evaluated"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -150,7 +184,9 @@ def test_runs_of_different_experiments_are_not_averaged(change, message):
 
 def test_hardware_may_be_told():
     other = {**RUN["machine"], "device": "cpu"}
-    assert combine({"a": run_of(0, 1.0, machine=other)})["hardware"] == "P, 8 of 64 cores"
+    assert combine({"a": run_of(0, 1.0, machine=other)})["hardware"] == "P, 8 of 64 cores in each of 8 processes"
+    alone = {**other, "processes": 1}
+    assert combine({"a": run_of(0, 1.0, machine=alone)})["hardware"] == "P, 8 of 64 cores"
     runs = {"a": run_of(0, 1.0), "b": run_of(1, 1.0, machine=other)}
     assert combine(runs, hardware="what we had")["hardware"] == "what we had"
 
@@ -159,10 +195,13 @@ def test_hardware_may_be_told():
     "run, message",
     [
         (run_of(0, 40.0, config_file="my_data.yaml"), "a config of this repository"),
+        (run_of(0, 40.0, config_file=f"/elsewhere/{CONFIG}"), "a config of this repository"),
+        (run_of(0, 40.0, config_file="configs/gone.yaml"), "a config of this repository"),
+        (run_of(0, 40.0, config_file="", overrides=[]), "Got none"),
         (run_of(0, 40.0, commit=None), "names the commit"),
         ({**RUN, "test": [{**RUN["test"][0], "results": {"segm": {"AP": None}}}]}, "all have one of"),
     ],
-    ids=["config", "commit", "nothing"],
+    ids=["config", "elsewhere", "gone", "none", "commit", "nothing"],
 )
 def test_what_no_results_file_can_hold_is_refused(run, message):
     with pytest.raises(ValueError, match=message):
@@ -172,11 +211,15 @@ def test_what_no_results_file_can_hold_is_refused(run, message):
 def test_a_folder_without_an_evaluation_is_an_error_with_a_cure(program, tmp_path, capsys):
     assert program.main([str(tmp_path)]) == 1
     assert "HINT: --eval-only" in capsys.readouterr().err
-    (tmp_path / EVALUATION_FILE).write_text("{")
-    assert program.main([str(tmp_path)]) == 1
-    assert "expects JSON" in capsys.readouterr().err
+    for text, message in (("{", "expects JSON"), ("[]", "expects an object")):
+        (tmp_path / EVALUATION_FILE).write_text(text)
+        assert program.main([str(tmp_path)]) == 1
+        assert message in capsys.readouterr().err
+    assert program.main([str(tmp_path / EVALUATION_FILE)]) == 1
+    assert "in its output folder" in capsys.readouterr().err
 
 
 def test_configs_are_named_below_their_folder():
-    assert config_name("projects/SPT/configs/a/b.py") == "a/b.py"
-    assert config_name("configs/a/b.yaml") == "a/b.yaml"
+    name = CONFIG.removeprefix("configs/").removesuffix(".yaml")
+    assert config_name(CONFIG) == f"{name}.yaml"
+    assert config_name(f"projects/SPT/configs/{name}.py") == f"{name}.py"

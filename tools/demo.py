@@ -41,13 +41,12 @@ from spt_d2.config_hierarchy import backbone_kind
 from spt_d2.curves import draw_curves, read_metrics
 from spt_d2.data import build_mapper
 from spt_d2.data.datasets import dataset_root
-from spt_d2.engine.evaluation_file import EVALUATION_FILE, write_evaluation
+from spt_d2.engine.evaluation_file import EVALUATION_FILE, EvaluationFile
 from spt_d2.engine.initial import dense_twin, initial_weights, load_agreeing
 from spt_d2.engine.progress import ProgressWriter, TerminalHandler, TrainingClock, duration
 from spt_d2.engine.setup import read_config, setup
 from spt_d2.engine.trainer import Trainer
 from spt_d2.predictor import SelectionPredictor, build_predictor
-from spt_d2.provenance import code_commit
 from spt_d2.summary import read_summary, summarize, summary_table, write_summary
 from spt_d2.visualization import (
     draw_ground_truth,
@@ -261,17 +260,15 @@ def main(argv: list[str] | None = None) -> dict:
     if needs_shapes(merged):
         prepare_shapes()
     cfg = quiet_setup(args)
+    record = EvaluationFile(cfg.OUTPUT_DIR, "tools/demo.py", args)
 
     # Programs of COCO print to the terminal; their tables are in log.txt as well.
     with contextlib.redirect_stdout(io.StringIO()):
         results, seconds = train(cfg, args.resume)
         # Before anything else that can fail: it is what the time was spent for.
-        summary = summarize(results, seconds, code_commit())
+        summary = summarize(results, seconds, record.commit)
         write_summary(args.output / "summary.json", summary)
-        write_evaluation(
-            cfg.OUTPUT_DIR, "tools/demo.py", args, results,
-            train=cfg.DATASETS.TRAIN, test=cfg.DATASETS.TEST, seed=cfg.SEED, device=cfg.MODEL.DEVICE,
-        )  # fmt: skip
+        record.write(results, train=cfg.DATASETS.TRAIN, test=cfg.DATASETS.TEST, seed=cfg.SEED, device=cfg.MODEL.DEVICE)
         say("Drawing")
         predictor = build_predictor(cfg, str(args.output / "model_final.pth"))
         save_picture(args.output / "selection.png", draw_examples(cfg, predictor))

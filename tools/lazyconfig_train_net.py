@@ -12,10 +12,11 @@ import argparse
 
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from spt_d2.checkpoint import SelectionCheckpointer
-from spt_d2.engine.evaluation_file import write_evaluation
+from spt_d2.data.num_classes import lazy_names
+from spt_d2.engine.evaluation_file import EvaluationFile
 from spt_d2.engine.launch import distribute, launch
 from spt_d2.engine.lazy import LazyTrainer, evaluate_lazy, setup_lazy
 
@@ -23,33 +24,20 @@ from spt_d2.engine.lazy import LazyTrainer, evaluate_lazy, setup_lazy
 def main(args: argparse.Namespace) -> dict:
     """What one process does; returns the results of the evaluation, empty in processes other than the first."""
     cfg = setup_lazy(args)
+    record = EvaluationFile(cfg.train.output_dir, "tools/lazyconfig_train_net.py", args)
+    train, test = (lazy_names(cfg, split) for split in ("train", "test"))
     if not args.eval_only:
         trainer = LazyTrainer(cfg)
         trainer.resume_or_load(args.resume)
         results = trainer.train()
-        record(cfg, args, results)
-        return results
-
-    model = distribute(instantiate(cfg.model).to(cfg.train.device), **cfg.train.ddp)
-    SelectionCheckpointer(model, cfg.train.output_dir).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    results = evaluate_lazy(cfg, model)
-    record(cfg, args, results)
+    else:
+        model = distribute(instantiate(cfg.model).to(cfg.train.device), **cfg.train.ddp)
+        checkpointer = SelectionCheckpointer(model, cfg.train.output_dir)
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+        results = evaluate_lazy(cfg, model)
+    seed = OmegaConf.select(cfg, "train.seed", default=-1)
+    record.write(results, train=train, test=test, seed=seed, device=cfg.train.device)
     return results
-
-
-def record(cfg: DictConfig, args: argparse.Namespace, results: dict) -> None:
-    """Leave the results and their provenance in the output folder."""
-    write_evaluation(
-        cfg.train.output_dir, "tools/lazyconfig_train_net.py", args, results,
-        train=names(cfg, "dataloader.train.dataset.names"), test=names(cfg, "dataloader.test.dataset.names"),
-        seed=OmegaConf.select(cfg, "train.seed", default=-1), device=cfg.train.device,
-    )  # fmt: skip
-
-
-def names(cfg: DictConfig, key: str) -> list[str]:
-    """Of data sets; none where a loader of another kind is configured."""
-    found = OmegaConf.select(cfg, key)
-    return [] if found is None else [found] if isinstance(found, str) else list(found)
 
 
 if __name__ == "__main__":

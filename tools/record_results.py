@@ -9,7 +9,7 @@ Make a results file of runs of one config, one run for each seed, for MODEL_ZOO.
     python tools/make_model_zoo.py
 
 Reads the evaluation.json that train_net.py, lazyconfig_train_net.py and demo.py leave in the output folder, after
-training and with --eval-only.
+training and with --eval-only; of a folder that holds a training, that of the training.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import json
 import sys
 from pathlib import Path
 
-from spt_d2.model_zoo.recording import combine, file_name, read_evaluation
+from spt_d2.engine.evaluation_file import read_evaluation
+from spt_d2.model_zoo.recording import combine, file_name
 from spt_d2.model_zoo.records import METRICS, read_record
 from spt_d2.summary import write_summary
 
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace the file where it is there")
     args = parser.parse_args(argv)
     try:
-        record = combine({run: read_evaluation(run) for run in args.runs}, args.test, args.hardware)
+        runs = {str(Path(run).resolve()): run for run in args.runs}
+        record = combine({run: read_evaluation(run) for run in runs.values()}, args.test, args.hardware)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

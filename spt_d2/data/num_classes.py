@@ -65,7 +65,7 @@ def setup_lazy_datasets(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     entries: Any = OmegaConf.select(cfg, "datasets.custom")
     custom = register_custom_datasets([entry if isinstance(entry, str) else list(entry) for entry in entries or ()])
-    categories = agreed_categories(_lazy_names(cfg, "train"), _lazy_names(cfg, "test"), custom)
+    categories = agreed_categories(lazy_names(cfg, "train"), lazy_names(cfg, "test"), custom)
     if categories is None:
         return
     count = len(categories.names)
@@ -91,9 +91,19 @@ def _class_counts(node: Any, path: str) -> Iterator[tuple[DictConfig, str, str]]
             yield from _class_counts(child, f"{path}.{key}")
 
 
-def _lazy_names(cfg: DictConfig, split: str) -> list[str]:
-    names: Any = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
-    return [names] if isinstance(names, str) else list(names or ())
+def lazy_names(cfg: DictConfig, split: str) -> list[str]:
+    """
+    Names of a LazyConfig's data sets; none where its loader has data of another kind.
+
+    Args:
+        cfg: with ``dataloader.train`` and ``dataloader.test``.
+        split: ``train`` or ``test``.
+    """
+    data_set = OmegaConf.select(cfg, f"dataloader.{split}.dataset")
+    names: Any = data_set.get("names") if isinstance(data_set, DictConfig) else None
+    if isinstance(names, str):
+        return [names]
+    return [name for name in names if isinstance(name, str)] if isinstance(names, ListConfig) else []
 
 
 def agreed_categories(train: Sequence[str], test: Sequence[str], custom: Sequence[str]) -> Categories | None:

@@ -1,19 +1,17 @@
 """Runs of one config, each with its ``evaluation.json``, made into one results file (results/README.md)."""
 
-import json
-import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-from spt_d2.engine.evaluation_file import EVALUATION_FILE, keyed_overrides
-from spt_d2.model_zoo.records import UNSEEDED
+from spt_d2.engine.evaluation_file import ROOT, WEIGHTS, keyed_overrides
+from spt_d2.model_zoo.records import UNSEEDED, other_overrides
 
 # Folders below the repository's whose configs a results file may name.
 CONFIG_FOLDERS = ("projects/SPT/configs", "configs")
 # What differs between runs that are averaged.
 _SEED = {"SEED", "train.seed"}
-_WEIGHTS = {"MODEL.WEIGHTS", "train.init_checkpoint"}
 # Where a metric of a results file stands in an evaluation: task and key there.
 _SOURCES = {
     "box_ap": ("bbox", "AP"),
@@ -27,25 +25,6 @@ _SOURCES = {
 _DIGITS = 4
 
 
-def read_evaluation(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """
-    What the last evaluation in a run's folder found.
-
-    Raises:
-        ValueError: no such file, or one that cannot be read.
-    """
-    path = Path(run) / EVALUATION_FILE
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{run} expects {EVALUATION_FILE}, which a finished evaluation leaves. Found none.\n"
-            "HINT: --eval-only of the training program, with the run's OUTPUT_DIR and weights, makes it."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path} expects JSON. {error}") from error
-
-
 def combine(
     evaluations: Mapping[str, Mapping[str, Any]], test: str | None = None, hardware: str | None = None
 ) -> dict[str, Any]:
@@ -53,7 +32,7 @@ def combine(
     Make the content of a results file.
 
     Args:
-        evaluations: of :func:`read_evaluation`, by the runs' folders; one for each seed.
+        evaluations: of :func:`spt_d2.engine.evaluation_file.read_evaluation`, by the runs' folders.
         test: data set whose results are taken; None where the runs evaluated one.
         hardware: in words; None for what the runs saw.
 
@@ -61,7 +40,8 @@ def combine(
         ValueError: runs that are not of one experiment, or of none that a results file can name.
     """
     first = next(iter(evaluations.values()))
-    runs = list(evaluations.values())
+    _common(evaluations, "programs", lambda run: run["program"])
+    _common(evaluations, "runs, trained and only evaluated", lambda run: run["eval_only"])
     name = test or _common(evaluations, "data sets evaluated", lambda run: [each["name"] for each in run["test"]])
     if not isinstance(name, str):
         if len(name) != 1:
@@ -70,15 +50,15 @@ def combine(
     found = [_of_data_set(folder, run, name) for folder, run in evaluations.items()]
     commit = _common(evaluations, "commits", lambda run: run["commit"])
     if commit is None:
-        raise ValueError("A results file names the commit of the code. The runs were not made in a git repository.")
-    seeds = [UNSEEDED if run["eval_only"] and not _is_seeded(run) else run["seed"] for run in runs]
-    seeded = [seed for seed in seeds if seed != UNSEEDED]
-    if len(set(seeded)) < len(seeded):
-        raise ValueError(f"A results file expects runs of different seeds.\n{_listed(zip(evaluations, seeds))}")
+        raise ValueError(
+            "A results file names the commit of the code. git did not tell it where the runs were made.\n"
+            "HINT: `git status` in the repository's folder says why."
+        )
+    _common(evaluations, "overrides", lambda run: sorted(_shared_overrides(run)))
     machine = _common(evaluations, "machines", lambda run: _hardware(run["machine"])) if hardware is None else hardware
     return {
         "config": config_name(_common(evaluations, "configs", lambda run: run["config_file"])),
-        "overrides": list(_common(evaluations, "overrides", _shared_overrides)),
+        "overrides": [word for words in _shared_overrides(first) for word in words],
         "data": {
             "train": ", ".join(_common(evaluations, "data sets trained on", lambda run: run["train"])),
             "test": name,
@@ -86,8 +66,8 @@ def combine(
         },
         "hardware": machine,
         "commit": commit,
-        "date": max(run["date"] for run in runs),
-        "seeds": seeds,
+        "date": max(run["date"] for run in evaluations.values()),
+        "seeds": _seeds(evaluations),
         "command": first["command"],
         "metrics": _metrics([each["results"] for each in found]),
     }
@@ -98,20 +78,41 @@ def config_name(config_file: str) -> str:
     A config as results files name it: below ``configs/``, or ``projects/SPT/configs/`` for a LazyConfig.
 
     Raises:
-        ValueError: a config of another folder.
+        ValueError: a config of another folder, or one that is not there.
     """
+    path = PurePosixPath(config_file)
     for folder in CONFIG_FOLDERS:
-        if PurePosixPath(config_file).is_relative_to(folder):
-            return PurePosixPath(config_file).relative_to(folder).as_posix()
+        if path.is_relative_to(folder) and (ROOT / path).is_file():
+            return path.relative_to(folder).as_posix()
     raise ValueError(
-        f"A results file expects a config of this repository, below {' or '.join(CONFIG_FOLDERS)}. Got {config_file}."
+        f"A results file expects a config of this repository, below {' or '.join(CONFIG_FOLDERS)}. "
+        f"Got {config_file or 'none'}."
     )
 
 
 def file_name(record: Mapping[str, Any]) -> str:
-    """Where a record goes unless told otherwise: its config and its data set."""
-    stem = record["config"].rsplit(".", 1)[0].replace("/", "__")
-    return f"{stem}__{record['data']['test']}.json"
+    """Where a record goes unless told otherwise: its config, its data set, and overrides of another experiment."""
+    stem, _, suffix = record["config"].rpartition(".")
+    parts = [stem.replace("/", "__"), record["data"]["test"], *(["lazy"] if suffix == "py" else [])]
+    parts += [
+        re.sub(r"[^\w.-]+", "_", " ".join(words)) for words in other_overrides(record["config"], record["overrides"])
+    ]
+    return f"{'__'.join(parts)}.json"
+
+
+def _seeds(evaluations: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    """Of trainings; of checkpoints that were only evaluated none is known, but that they are not one and the same."""
+    if next(iter(evaluations.values()))["eval_only"]:
+        checkpoints = {folder: run["checkpoint"] or run["overrides"] for folder, run in evaluations.items()}
+        values = list(checkpoints.values())
+        if any(value in values[:i] for i, value in enumerate(values)):
+            raise ValueError(f"A results file expects different checkpoints.\n{_listed(checkpoints.items())}")
+        return [UNSEEDED] * len(values)
+    seeds = {folder: run["seed"] for folder, run in evaluations.items()}
+    seeded = [seed for seed in seeds.values() if seed != UNSEEDED]
+    if len(set(seeded)) < len(seeded):
+        raise ValueError(f"A results file expects runs of different seeds.\n{_listed(seeds.items())}")
+    return list(seeds.values())
 
 
 def _metrics(results: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, list[float]]:
@@ -127,16 +128,10 @@ def _metrics(results: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dic
     return metrics
 
 
-def _shared_overrides(run: Mapping[str, Any]) -> list[str]:
+def _shared_overrides(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Without what tells runs of one experiment apart: seeds, and the checkpoints that were only evaluated."""
-    apart = _SEED | _WEIGHTS if run["eval_only"] else _SEED
-    pairs = keyed_overrides(run["config_file"], run["overrides"])
-    return [word for key, words in pairs if key not in apart for word in words]
-
-
-def _is_seeded(run: Mapping[str, Any]) -> bool:
-    """Whether the command line names the seed: that of the config says nothing about a checkpoint evaluated."""
-    return any(key in _SEED for key, _ in keyed_overrides(run["config_file"], run["overrides"]))
+    apart = _SEED.union(WEIGHTS) if run["eval_only"] else _SEED
+    return [words for key, words in keyed_overrides(run["config_file"], run["overrides"]) if key not in apart]
 
 
 def _of_data_set(folder: str, run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -148,7 +143,8 @@ def _of_data_set(folder: str, run: Mapping[str, Any], name: str) -> Mapping[str,
 
 def _hardware(machine: Mapping[str, Any]) -> str:
     if machine["device"] == "cpu":
-        return f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+        each = "" if machine["processes"] == 1 else f" in each of {machine['processes']} processes"
+        return f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores{each}"
     return f"{machine['processes']} x {machine['device']}"
 
 

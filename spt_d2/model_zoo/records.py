@@ -4,7 +4,7 @@ import datetime
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -81,7 +81,7 @@ class Record:
     @property
     def as_configured(self) -> bool:
         """Whether the config was run as it is: with overrides that make no other experiment (results/README.md)."""
-        return _HARMLESS.issuperset(key for key, _ in keyed_overrides(self.config, self.overrides))
+        return not other_overrides(self.config, self.overrides)
 
     def is_of(self, config: str) -> bool:
         """Whether it measures this yaml config, as it is or as the LazyConfig that is its twin."""
@@ -95,7 +95,15 @@ class Record:
         kind = "run" if UNSEEDED in self.seeds else "seed"
         seeds = f"{len(self.seeds)} {kind}{'' if len(self.seeds) == 1 else 's'}"
         dirty = " (changed)" if self.commit.endswith("-dirty") else ""
-        return f"{self.hardware}; {seeds}; {self.commit[:10]}{dirty}; {self.date.isoformat()}"
+        evaluated = ", only evaluated" if "--eval-only" in self.command.split() else ""
+        return f"{self.hardware}; {seeds}{evaluated}; {self.commit[:10]}{dirty}; {self.date.isoformat()}"
+
+
+def other_overrides(config: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """The words of those overrides that make another experiment of a config."""
+    pairs = keyed_overrides(config, overrides)
+    # Results with test-time augmentation are not what is recorded.
+    return [words for key, words in pairs if key not in _HARMLESS and not key.startswith("TEST.AUG.")]
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:

@@ -230,7 +230,7 @@ def test_evaluation_alone_gives_the_results_of_the_run(
     trained, evaluated = (json.loads((folder / EVALUATION_FILE).read_text()) for folder in (lazy_run[0], tmp_path))
     assert trained["test"] == evaluated["test"] and evaluated["test"][0]["name"] == "tiny_val"
     assert (trained["train"], trained["seed"], trained["eval_only"]) == (["tiny_train"], 7, False)
-    assert evaluated["eval_only"] and evaluated["overrides"] == [weights]
+    assert evaluated["eval_only"] and evaluated["overrides"] == ["train.init_checkpoint=model_final.pth"]
 
 
 @pytest.mark.parametrize("name", ["spt_fpn", "vit_nano_fpn", "spt_nano_fpn"])

@@ -57,7 +57,7 @@ class MultiLabelClassifier(nn.Module):
         if unread:
             logger.warning(
                 "%s reads %r alone: what the backbone has for %s gets no gradient, an error in distributed training.\n"
-                "HINT: MODEL.SPT.OUT_FEATURES ['%s'], or MODEL.SWIN.OUT_FEATURES.",
+                "HINT: OUT_FEATURES ['%s'] of the backbone's node, such as MODEL.SPT.OUT_FEATURES.",
                 type(self).__name__, feature, unread, feature,
             )  # fmt: skip
         self.backbone, self.num_classes, self.feature = backbone, num_classes, feature
