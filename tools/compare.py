@@ -70,6 +70,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--period", type=float, default=60.0, metavar="S", help="seconds between lines of progress")
     parser.add_argument("--report", metavar="DIR", help="no run: table and figure from the results files there")
     parser.add_argument("--document", metavar="FILE", help="page with markers that the table is put between")
+    parser.add_argument("--brief", action="store_true", help="a table of few columns for --document")
     parser.add_argument("--figure", metavar="FILE", help="default: figure.png in the folder of results")
     args = parser.parse_args(argv)
     if sum((args.plan is not None, args.configs is not None, args.report is not None)) != 1:
@@ -144,7 +145,7 @@ def report(folder: str, args: argparse.Namespace) -> None:
     save_picture(figure, draw_comparison(rows, reference))
     say(os.path.relpath(figure))
     if args.document:
-        insert_report(args.document, results, reference, figure)
+        insert_report(args.document, results, reference, figure, args.brief)
         say(os.path.relpath(args.document))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spt_d2.compare.report import report_rows
 from spt_d2.compare.results import Result
-from spt_d2.compare.table import comparison_table, provenance
+from spt_d2.compare.table import brief_table, comparison_table, provenance
 
 
 def markers(name: str, program: str = "tools/compare.py") -> tuple[str, str]:
@@ -15,21 +15,27 @@ def markers(name: str, program: str = "tools/compare.py") -> tuple[str, str]:
     return f"<!-- table of {name}: made by {program}, do not edit -->", f"<!-- end of the table of {name} -->"
 
 
-def report_text(results: Sequence[Result], reference: str, figure: str) -> str:
+def report_text(results: Sequence[Result], reference: str, figure: str, brief: bool = False) -> str:
     """
-    Table, provenance and figure, in markdown.
+    Table, provenance and figure, in markdown; a brief one has few columns, and no provenance.
 
     Args:
         results: of one plan.
         reference: the variant that differences are taken from.
         figure: its path, seen from the page.
+        brief: for a page that has no place for all columns.
     """
-    table = comparison_table(report_rows(results, reference))
-    return f"{table}\n\n{provenance(results)}\n\n![Box AP against executed multiply-adds]({figure})"
+    rows = report_rows(results, reference)
+    parts = [brief_table(rows)] if brief else [comparison_table(rows), provenance(results)]
+    return "\n\n".join([*parts, f"![Box AP against executed multiply-adds]({figure})"])
 
 
 def insert_report(
-    path: str | os.PathLike[str], results: Sequence[Result], reference: str, figure: str | os.PathLike[str]
+    path: str | os.PathLike[str],
+    results: Sequence[Result],
+    reference: str,
+    figure: str | os.PathLike[str],
+    brief: bool = False,
 ) -> None:
     """
     Put the report on results into a page, between the markers of their plan.
@@ -39,12 +45,13 @@ def insert_report(
         results: of one plan.
         reference: the variant that differences are taken from.
         figure: the picture's file.
+        brief: see :func:`report_text`.
 
     Raises:
         ValueError: as :func:`insert_between`.
     """
     seen_from_page = Path(os.path.relpath(figure, Path(path).resolve().parent)).as_posix()
-    insert_between(path, results[0]["plan"], report_text(results, reference, seen_from_page))
+    insert_between(path, results[0]["plan"], report_text(results, reference, seen_from_page, brief))
 
 
 def insert_between(path: str | os.PathLike[str], name: str, text: str, program: str = "tools/compare.py") -> None:

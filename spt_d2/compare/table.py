@@ -32,6 +32,31 @@ def comparison_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def brief_table(rows: Sequence[Row]) -> str:
+    """
+    One line per variant and a column per data set: the paired difference in box AP, the seeds behind it, and executed
+    multiply-adds over the reference's; of the reference its box AP. Empty where nothing was run.
+
+    Args:
+        rows: of :func:`spt_d2.compare.report.report_rows`.
+    """
+    data_sets = list(dict.fromkeys(row.data_set for row in rows if row.data_set != POOLED))
+    cells = {(row.variant, row.data_set): _brief(row) for row in rows}
+    lines = [_line(["", *data_sets]), _line(["---"] * (len(data_sets) + 1))]
+    for variant in dict.fromkeys(row.variant for row in rows):
+        lines.append(_line([variant, *(cells.get((variant, data_set), "") for data_set in data_sets)]))
+    return "\n".join(lines)
+
+
+def _brief(row: Row) -> str:
+    seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) != 1)}"
+    if row.box is None:
+        found = row.figures.get("box_AP")
+        return "" if found is None else f"{_estimate(found, 1, 1.0, True)} AP; {seeds}"
+    cost = "" if row.cost is None else f"; {row.cost:.2f} x MACs"
+    return f"{_difference(row.box)}{cost}; {seeds}"
+
+
 def provenance(results: Sequence[Result]) -> str:
     """One paragraph that says where the numbers come from: commits, machines, dates, iterations, checkpoints."""
     commits = _distinct(results, lambda r: (r["commit"] or "unknown commit")[:7] + _dirty(r["commit"]))

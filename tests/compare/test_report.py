@@ -231,18 +231,37 @@ def test_a_report_on_a_page_leads_to_its_figure(tmp_path):
     assert "| +2.00 ± 0.58 | 0.074 |" in text
 
 
-@pytest.mark.parametrize("name", ["screen", "main"])
-def test_the_page_of_experiments_says_what_the_results_files_in_the_repository_say(name):
-    page = (ROOT / "docs" / "experiments.md").read_text()
+def test_a_brief_report_has_a_line_for_a_variant_and_a_column_for_a_data_set():
+    runs = [run for run in three_seeds() if (run["data_set"], run["variant"]) != ("plates", "spt")]
+    runs.append(result(data_set="plates", variant="third", box=DENSE["plates"][0] - 1.0))
+    lines = report_text(runs, "dense", "f.png", brief=True).splitlines()
+    assert lines[:2] == ["|  | shapes | plates |", "| --- | --- | --- |"]
+    assert lines[2] == "| dense | 40.0 ± 5.8 AP; 3 seeds | 30.0 ± 15.3 AP; 3 seeds |"
+    assert lines[3] == "| spt | +2.00 ± 0.58; 0.75 x MACs; 3 seeds |  |"
+    assert lines[4] == "| third |  | -1.00; 0.75 x MACs; 1 seed |"
+    assert lines[5:] == ["", "![Box AP against executed multiply-adds](f.png)"]
+
+
+@pytest.mark.parametrize(
+    "name, page, brief",
+    [
+        ("screen", "docs/experiments.md", False),
+        ("main", "docs/experiments.md", False),
+        ("main", "README.md", True),
+    ],
+)
+def test_pages_say_what_the_results_files_in_the_repository_say(name, page, brief):
+    text = (ROOT / page).read_text()
     begin, end = markers(name)
-    written = page.partition(begin)[2].partition(end)[0].strip()
+    written = text.partition(begin)[2].partition(end)[0].strip()
     folder = ROOT / "projects" / "SPT" / "results" / name
     if not folder.is_dir():
         assert written == ""
         return
     results = read_results(folder)
-    expected = report_text(results, results[0]["reference"], f"../projects/SPT/results/{name}/figure.png")
-    assert written == expected, "make it anew: tools/compare.py --report FOLDER --document docs/experiments.md"
+    figure = f"{'' if brief else '../'}projects/SPT/results/{name}/figure.png"
+    expected = report_text(results, results[0]["reference"], figure, brief)
+    assert written == expected, f"make it anew: tools/compare.py --report FOLDER --document {page}"
     assert (folder / "figure.png").is_file()
 
 
