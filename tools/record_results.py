@@ -3,8 +3,9 @@
 Make a results file of runs of one config, one run for each seed, for MODEL_ZOO.md to show (results/README.md).
 
     F=configs/COCO-InstanceSegmentation/mask_rcnn_spt_t_fpn_3x.yaml
-    python projects/SPT/train_net.py --config-file $F --num-gpus 8 SEED 0 OUTPUT_DIR output/spt_t/seed0
-    python projects/SPT/train_net.py --config-file $F --num-gpus 8 SEED 1 OUTPUT_DIR output/spt_t/seed1
+    W=swin_tiny_patch4_window7_224.pth
+    python projects/SPT/train_net.py --config-file $F --num-gpus 8 SEED 0 MODEL.WEIGHTS $W OUTPUT_DIR output/spt_t/seed0
+    python projects/SPT/train_net.py --config-file $F --num-gpus 8 SEED 1 MODEL.WEIGHTS $W OUTPUT_DIR output/spt_t/seed1
     python tools/record_results.py output/spt_t/seed0 output/spt_t/seed1
     python tools/make_model_zoo.py
 

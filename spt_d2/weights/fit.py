@@ -170,7 +170,7 @@ def _complete(
     fitted: Mapping[str, Tensor], native: Mapping[str, Tensor], own: Mapping[str, Tensor], report: WeightReport
 ) -> dict[str, Tensor]:
     """Values for entries of the model that the checkpoint has not; where there are none, the model keeps its own."""
-    depths = _depths(native)
+    depths, wanted = _depths(native), _depths(own)
     known = dict(fitted)
     added = {}
     for name, place in own.items():
@@ -183,8 +183,13 @@ def _complete(
             donor = _donor(number, depths[stage])
             value = _identity(rest, place, known.get(f"layers.{stage}.blocks.{donor}.{rest}"))
         if value is not None:
+            # SPT adds four blocks to Swin-T's six; Swin-S has eighteen, and is no model to start from Swin-T unawares.
+            suspicious = wanted[stage] >= 3 * depths[stage]
             note = f"copies of block {donor}, the identity at first"
-            report.add(name, "added", place.numel(), note)
+            note += (
+                f"; of {wanted[stage]} blocks the file has {depths[stage]}: a smaller model's?" if suspicious else ""
+            )
+            report.add(name, "added", place.numel(), note, loud=suspicious)
         elif rest == _TABLE or rest.startswith("pos_conv."):
             value = _zeros(place)
             why = "the checkpoint's is of another shape" if name in native else "the checkpoint has no position there"

@@ -21,7 +21,7 @@ class Entry:
         action: one of :data:`ACTIONS`.
         parameters: its number of elements; 0 for what is no parameter.
         note: how, or why.
-        loud: whether the pretrained function does not survive it.
+        loud: whether the pretrained function does not survive it, or the file seems to be that of another model.
     """
 
     name: str
@@ -63,11 +63,11 @@ class WeightReport:
         return [entry.name for entry in self.entries if entry.action in actions]
 
     def warnings(self) -> list[str]:
-        """One line for each group of entries that changes the pretrained function."""
+        """One line for each group of entries that is loud."""
         return [f"{row.action} {row.part} ({_count(row)}): {row.note}" for row in self._rows() if row.loud]
 
     def table(self) -> str:
-        """The title, then one line for each group of entries; "!" marks what changes the pretrained function."""
+        """The title, then one line for each group of entries; "!" marks what is loud."""
         where = self.prefix.removesuffix(".") or "the backbone"
         title = f"{LAYOUTS[self.layout.name]} ({self.layout.name!r} layout) into {where}"
         header = ("", "what", "part", "entries", "parameters", "how")

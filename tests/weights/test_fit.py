@@ -263,6 +263,19 @@ def test_blocks_added_to_dynamic_swin_are_the_identity_by_either_ffn():
         assert torch.equal(block.sparse(x, torch.arange(20), torch.arange(20, 64)), x)
 
 
+def test_a_file_of_a_much_shallower_model_is_loud():
+    """Swin-T's into a model of Swin-S is the likeliest mistake of who follows a command for another row."""
+    weights, _ = source("swin", 4, (64, 64))
+    assert fit_to_model(weights, swin(depths=(1, 2, 8, 2)).state_dict())[1].warnings() == []
+    fitted, report = fit_to_model(weights, swin(depths=(1, 2, 9, 2)).state_dict())
+    assert report.warnings() and all(
+        line.startswith("added layers.2.blocks.") and "of 9 blocks the file has 3: a smaller model's?" in line
+        for line in report.warnings()
+    )
+    # It is used all the same.
+    assert "layers.2.blocks.8.norm1.weight" in fitted
+
+
 def test_from_spt_to_swin_gates_are_dropped_quietly_and_blocks_too_many_loudly():
     deep, shallow = spt(depths=DEEPER, **DENSE), swin()
     weights = reference.randomise_(deep).state_dict()
