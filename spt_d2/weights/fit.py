@@ -183,8 +183,8 @@ def _complete(
             donor = _donor(number, depths[stage])
             value = _identity(rest, place, known.get(f"layers.{stage}.blocks.{donor}.{rest}"))
         if value is not None:
-            # SPT adds four blocks to Swin-T's six; Swin-S has eighteen, and is no model to start from Swin-T unawares.
-            suspicious = wanted[stage] >= 3 * depths[stage]
+            # SPT adds four blocks to Swin's. Swin-S has twelve more than Swin-T, and is not to start from it unawares.
+            suspicious = wanted[stage] > max(depths[stage] + 4, 2 * depths[stage])
             note = f"copies of block {donor}, the identity at first"
             note += (
                 f"; of {wanted[stage]} blocks the file has {depths[stage]}: a smaller model's?" if suspicious else ""
