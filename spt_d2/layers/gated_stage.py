@@ -42,13 +42,20 @@ class GatedStage(Stage):
 
         Returns:
             (B, H, W, C), before the merging, and one selection per gate.
+
+        Raises:
+            ValueError: a block with a gate was put where the stage has a dense one.
         """
         selections: list[BudgetSelection] = []
         for i, (block, target) in enumerate(zip(self.blocks, self.targets)):
             if not isinstance(block, GatedSwinBlock):
                 x = run_block(block, self.use_checkpoint, x)
                 continue
-            assert target is not None
+            if target is None:
+                raise ValueError(
+                    f"GatedStage expects a block with a gate only where targets= has a share. Got one as block {i}.\n"
+                    f"  targets: {self.targets}"
+                )
             score = run_block(block.gate, self.use_checkpoint, x)
             if self.training:
                 keep_mask, policy = hard_gumbel(score, valid)

@@ -40,6 +40,15 @@ def everywhere(x: torch.Tensor) -> torch.Tensor:
     return torch.ones(x.shape[:3], dtype=torch.bool)
 
 
+def test_a_gated_block_in_a_dense_place_is_an_error():
+    """It would have no share to be taught."""
+    stage = make((None, 0.7))
+    stage.blocks[0] = stage.blocks[1]
+    x = tokens()
+    with pytest.raises(ValueError, match=r"Got one as block 0.\n  targets: \(None, 0.7\)"):
+        stage(x, everywhere(x))
+
+
 def test_blocks_without_a_target_are_swins_and_every_second_is_shifted():
     stage = make((None, None, 0.7, 0.5))
     assert [type(block) for block in stage.blocks] == [SwinBlock] * 2 + [GatedSwinBlock] * 2
