@@ -63,8 +63,9 @@ def split_images(
     groups: dict[str, list[int]] = {}
     for i, image in enumerate(content["images"]):
         match = group.search(str(image.get("file_name", ""))) if group else None
-        # An image that the pattern does not fit is on its own.
-        groups.setdefault(f"group {match[1]}" if match else f"image {i}", []).append(i)
+        # An image that the pattern or its group does not fit is on its own.
+        together = match is not None and match[1] is not None
+        groups.setdefault(f"group {match[1]}" if match and together else f"image {i}", []).append(i)
     if len(groups) < 2:
         raise ValueError(f"A split expects at least two {'groups' if group else 'images'}. Got {len(groups)}.")
     drawn = sorted(groups)

@@ -68,6 +68,9 @@ def test_groups_are_kept_whole(program, files):
     assert program.main([*files, "--group", "(film0)_"]) == 0
     sides = [{image["file_name"].startswith("film0") for image in read(path)["images"]} for path in files[1:]]
     assert True not in sides[0] & sides[1]
+    # Nor is an alternative without the group one group of all that match it.
+    assert program.main([*files, "--group", "(film0)_|film"]) == 0
+    assert len(read(files[2])["images"]) in (4, 5)
 
 
 @pytest.mark.parametrize(
