@@ -211,7 +211,11 @@ def test_what_no_results_file_can_hold_is_refused(run, message):
 def test_a_folder_without_an_evaluation_is_an_error_with_a_cure(program, tmp_path, capsys):
     assert program.main([str(tmp_path)]) == 1
     assert "HINT: --eval-only" in capsys.readouterr().err
-    for text, message in (("{", "expects JSON"), ("[]", "expects an object")):
+    for text, message in (
+        ("{", "expects JSON"),
+        ("[]", "expects an object"),
+        ('{"seed": 0}', "It lacks program, command,"),
+    ):
         (tmp_path / EVALUATION_FILE).write_text(text)
         assert program.main([str(tmp_path)]) == 1
         assert message in capsys.readouterr().err

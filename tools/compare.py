@@ -79,6 +79,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--configs expects --dataset")
     if args.dataset and not args.configs:
         parser.error("--dataset goes with --configs; a plan names its own")
+    if args.brief and not args.document:
+        parser.error("--brief goes with --document")
     if args.plan is None and (args.variants or args.data_sets or args.data):
         parser.error("--variants, --data-sets and --data are of a plan. Got none")
     if args.max_iter is not None and args.minutes is not None:

@@ -21,6 +21,10 @@ from spt_d2.summary import read_summary, write_summary
 logger = logging.getLogger(__name__)
 
 EVALUATION_FILE = "evaluation.json"
+_KEYS = (
+    "program", "command", "config_file", "overrides", "eval_only", "checkpoint", "train", "test", "seed", "machine",
+    "commit", "date",
+)  # fmt: skip
 FOLDERS = ("OUTPUT_DIR", "train.output_dir")
 WEIGHTS = ("MODEL.WEIGHTS", "train.init_checkpoint")
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +143,9 @@ def read_evaluation(run: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} expects JSON. {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} expects an object. Got {type(found).__name__}.")
+    missing = [key for key in _KEYS if key not in found]
+    if missing:
+        raise ValueError(f"{path} expects {', '.join(_KEYS)}. It lacks {', '.join(missing)}.")
     return found
 
 

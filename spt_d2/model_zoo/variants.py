@@ -193,6 +193,7 @@ def config_parameters(config: str) -> int:
     return parameter_counts(config_model(config))["model"]
 
 
+@functools.cache
 def config_costs(config: str, image_size: tuple[int, int] = IMAGE_SIZE) -> tuple[float, float] | None:
     """
     Multiply-adds of the backbone of a config: dense, or one whose ratios are part of it.

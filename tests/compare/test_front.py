@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
+from spt_d2.compare import figure
 from spt_d2.compare.front import pareto_front
 from spt_d2.compare.report import report_rows
 from spt_d2.compare.table import comparison_table
@@ -61,3 +62,15 @@ def test_each_data_set_has_its_own_and_the_table_says_so():
     header, _, *lines = [[cell.strip() for cell in line.split("|")] for line in comparison_table(rows).splitlines()]
     place = header.index("front")
     assert [line[place] for line in lines] == ["-", "yes", "yes", "yes", "yes", "yes"]
+
+
+def test_the_figure_rings_each_where_it_is_drawn(monkeypatch):
+    """In a panel of a data set at its cost and accuracy, in the pooled one at its ratio and difference."""
+    ringed = []
+    monkeypatch.setattr(figure, "_ring", lambda axis, x, y: ringed.append((axis.get_subplotspec().num1, x, y)))
+    runs = [variant("dense", 40.0, 2.0), variant("spt", 41.0, 1.5)]
+    runs += [variant("dense", 40.0, 2.0, data_set="plates"), variant("spt", 30.0, 1.5, data_set="plates")]
+    figure.draw_comparison(report_rows(runs), "dense")
+    assert sorted(ringed) == [
+        (0, 1.5, 41.0), (1, 1.5, 30.0), (1, 2.0, 40.0), (2, 0.75, -4.5), (2, 1.0, 0.0),
+    ]  # fmt: skip

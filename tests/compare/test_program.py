@@ -32,6 +32,7 @@ def program() -> ModuleType:
         (["--report", "here", "--variants", "spt"], "--variants, --data-sets and --data are of a plan"),
         ([SCREEN, "--dataset", "shapes"], "--dataset goes with --configs"),
         ([SCREEN, "--data", "shapes"], "--data expects NAME=FOLDER"),
+        (["--report", "here", "--brief"], "--brief goes with --document"),
         ([], "expects one of PLAN.yaml, --configs and --report"),
     ],
 )

@@ -13,11 +13,12 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from spt_d2 import get_config
 from spt_d2.config import add_spt_config
 from spt_d2.data import num_classes, setup_datasets, setup_lazy_datasets
+from spt_d2.data.num_classes import lazy_names
 from spt_d2.engine.setup import load_config
 
 ROI, RETINANET = "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"
@@ -284,3 +285,24 @@ def test_a_config_without_data_sets_of_ones_own_needs_no_mention_of_them(entry: 
     del cfg["datasets"]
     set_up(cfg)
     assert counts(cfg)[0] == 4
+
+
+@pytest.mark.parametrize(
+    "data_set, names",
+    [
+        ({"names": "a"}, ["a"]),
+        ({"names": ["a", "b"]}, ["a", "b"]),
+        ({"names": ("a",)}, ["a"]),
+        ({"names": {"_target_": "f"}}, []),
+        ({"names": None}, []),
+        ({"_target_": "MyDataset"}, []),
+        ([{"file_name": "a.jpg"}], []),
+        (None, []),
+    ],
+    ids=str,
+)
+def test_names_of_a_lazy_configs_data_sets_are_read_where_there_are_any(data_set: object, names: list[str]) -> None:
+    """A loader may have data of any kind."""
+    cfg = OmegaConf.create({"dataloader": {"train": {"dataset": data_set}}})
+    assert lazy_names(cfg, "train") == names
+    assert lazy_names(cfg, "test") == []
