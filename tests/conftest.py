@@ -66,24 +66,38 @@ def load_program(path: Path) -> ModuleType:
 
 
 @contextmanager
+def loggers_kept() -> Iterator[None]:
+    """Leave loggers as they were: a program gives these handlers and levels, for good, and takes them from the root."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "spt_d2")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, before):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """No test is deaf to warnings because one before it ran a program in this process."""
+    with loggers_kept():
+        yield
+
+
+@contextmanager
 def as_a_program() -> Iterator[None]:
     """On one thread, as programs run, and leaving loggers as they were."""
     threads = torch.get_num_threads()
-    # Detectron2's setup of a program gives these handlers, for good, and takes them from the root's.
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "spt_d2")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
     torch.set_num_threads(1)
     try:
-        with warnings.catch_warnings():
+        with loggers_kept(), warnings.catch_warnings():
             # Detectron2 leaves the config file open that it prints; and a machine may have few cores.
             warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             yield
     finally:
         torch.set_num_threads(threads)
-        for logger, (handlers, propagate, level) in zip(loggers, before):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
