@@ -248,13 +248,13 @@ class SelectPackBlock(nn.Module):
             parts, kinds = (self.drop_path, self.norm2, self.mlp), (DropPath, nn.LayerNorm, Mlp)
             if all(map(as_built, parts, kinds)) and runs_in_chunks(x, *parts):
                 return chunked.add_mlp(x, self.norm2, self.mlp)
-            return x + self.drop_path(self.mlp(self.norm2(x)))
+            return x + self.drop_path(chunked.ffn(x, self.norm2, self.mlp))
         flat = x.flatten(0, 2)
         keep, skip = layout.keep_indices, layout.skipped_indices
         # One sample for both kinds of token: an image's branch is dropped whole.
         factor = self.drop_path.sample(x.shape[0], x)
-        kept = layout.pad(flat.index_select(0, keep))
-        out = flat.index_add(0, keep, self._per_image(layout.unpad(self.mlp(self.norm2(kept))), keep, factor, x))
+        kept = chunked.ffn(layout.pad(flat.index_select(0, keep)), self.norm2, self.mlp)
+        out = flat.index_add(0, keep, self._per_image(layout.unpad(kept), keep, factor, x))
         if self.light is not None:
             skipped = apply_linear(self.light, self.norm2(flat.index_select(0, skip)))
             out = out.index_add(0, skip, self._per_image(skipped, skip, factor, x))

@@ -8,6 +8,7 @@ back through it in the backward pass, for autograd runs the chunks one after the
 rounding.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
-from spt_d2.layers.observed import is_observed
+from spt_d2.layers.observed import as_built, is_observed
 from spt_d2.ops.packing import PackedLayout
 from spt_d2.ops.short_attention import short_attention
 from spt_d2.ops.window_plan import WindowChunk, window_plan
@@ -59,6 +60,19 @@ def add_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
     for part in x.view(-1, x.shape[-1]).split(chunk_tokens(mlp.hidden_dim)):
         part += mlp(norm(part))
     return x
+
+
+def ffn(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
+    """``mlp(norm(x))`` of (..., C) tokens; on a CPU chunk by chunk, in training too, where nobody can tell."""
+    # Who traces or compiles for any number of tokens is to see one product for all.
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if not x.is_cpu or traced or not as_built(norm, nn.LayerNorm) or not as_built(mlp, Mlp) or is_observed(norm, mlp):
+        return mlp(norm(x))
+    number = math.ceil(x.numel() / x.shape[-1] / chunk_tokens(mlp.hidden_dim))
+    if number <= 1:
+        return mlp(norm(x))
+    # All of one size, for a small rest takes as long as a whole chunk.
+    return torch.cat([mlp(norm(part)) for part in x.reshape(-1, x.shape[-1]).chunk(number)]).view(x.shape)
 
 
 def add_attention(

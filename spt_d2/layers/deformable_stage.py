@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spt_d2.layers.block import SwinBlock
+from spt_d2.layers.chunked import ffn
 from spt_d2.layers.deformable_attention import DeformableAttention, DeformableOptions
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.linear import apply_linear
@@ -45,7 +46,7 @@ class DeformableBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(ffn(x, self.norm2, self.mlp))
 
 
 class ProjectedMerging(PatchMerging):

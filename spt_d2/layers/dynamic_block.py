@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from spt_d2.layers.block import SwinBlock
+from spt_d2.layers.chunked import ffn
 
 
 class FastMlp(nn.Module):
@@ -70,7 +71,7 @@ class DynamicBlock(SwinBlock):
         x = merge(slow, fast, mask)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         own_slow, own_fast = merge(x, slow, mask), merge(fast, x, mask)
-        slow = x + self.drop_path(self.mlp(self.norm2(own_slow)))
+        slow = x + self.drop_path(ffn(own_slow, self.norm2, self.mlp))
         return slow, x + self.drop_path(self.fastmlp(own_fast))
 
     def sparse(self, x: Tensor, keep: Tensor, skip: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class DynamicBlock(SwinBlock):
         """
         x = x + self.attn(self.norm1(x))
         flat = x.flatten(0, 2)
-        slow = self.mlp(self.norm2(flat.index_select(0, keep)))
+        slow = ffn(flat.index_select(0, keep), self.norm2, self.mlp)
         fast = self.fastmlp(flat.index_select(0, skip))
         flat = flat.index_add(0, keep, slow.to(flat.dtype))
         return flat.index_add(0, skip, fast.to(flat.dtype)).view(x.shape)

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from spt_d2.layers.chunked import ffn
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
@@ -109,7 +110,7 @@ class GatedSwinBlock(nn.Module):
         """
         attended = self.proj_drop(apply_linear(self.attn.proj, self.attn.masked(self.norm1(x), keep_mask)))
         out = x + self.drop_path(attended)
-        out = out + self.drop_path(self.mlp(self.norm2(out)))
+        out = out + self.drop_path(ffn(out, self.norm2, self.mlp))
         factor = policy[..., None].to(x.dtype)
         return factor * out + (1.0 - factor) * x
 
@@ -125,5 +126,5 @@ class GatedSwinBlock(nn.Module):
         flat = x.flatten(0, 2)
         tokens = flat.index_select(0, layout.keep_indices)
         tokens = tokens + apply_linear(self.attn.proj, self.attn(self.norm1(tokens), layout))
-        tokens = tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + ffn(tokens, self.norm2, self.mlp)
         return flat.index_copy(0, layout.keep_indices, tokens.to(x.dtype)).view(x.shape)

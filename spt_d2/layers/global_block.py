@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spt_d2.layers.block import SelectPackBlock
+from spt_d2.layers.chunked import ffn
 from spt_d2.layers.drop_path import DropPath
 from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
@@ -69,7 +70,7 @@ class GlobalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(ffn(x, self.norm2, self.mlp))
 
 
 class GlobalSelectPackBlock(SelectPackBlock):

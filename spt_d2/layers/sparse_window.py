@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spt_d2.layers.block import SwinBlock
+from spt_d2.layers.chunked import ffn
 from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.stage import Stage, run_block
 from spt_d2.ops.selection import valid_tokens
@@ -60,7 +61,7 @@ class SparseWindowBlock(SwinBlock):
         normed = self.norm1(windows).masked_fill(is_padding[..., None], 0.0)
         size = (height + -height % window_size, width + -width % window_size)
         windows = windows + self._drop(self._attend(normed, place, size), image, batch)
-        windows = windows + self._drop(self.mlp(self.norm2(windows)), image, batch)
+        windows = windows + self._drop(ffn(windows, self.norm2, self.mlp), image, batch)
         buffer = buffer.index_copy_(0, index, windows.flatten(0, 1).to(buffer.dtype))
         return buffer[:-1].view(x.shape)
 

@@ -1,5 +1,6 @@
 """Blocks that run a few windows at a time are the function of whole maps: outputs, gradients, what is dropped."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from spt_d2.layers import chunked
 from spt_d2.layers.block import SelectPackBlock, SwinBlock
+from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.patch import PatchEmbed, PatchMerging
 from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.layers.stage import SwinStage
@@ -24,14 +26,19 @@ def randomised(module: nn.Module) -> nn.Module:
     return module.double().eval()
 
 
+def whole_maps():
+    """In this context a hook looks into all modules, so that they run as they stand."""
+    return nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+
+
 def both_ways(module: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """What a module gives in chunks, and over whole maps: with gradients asked for, it runs as in training."""
+    """What a module gives in chunks, and over whole maps with gradients asked for."""
     before = [x.clone() for x in inputs]
     with torch.no_grad():
         assert chunked.runs_in_chunks(inputs[0], module)
         in_chunks = module(*inputs)
     assert all(torch.equal(x, y) for x, y in zip(inputs, before)), "an input was written into"
-    with torch.enable_grad():
+    with torch.enable_grad(), whole_maps():
         assert not chunked.runs_in_chunks(inputs[0], module)
         whole = module(*inputs)
     return in_chunks, whole
@@ -113,6 +120,34 @@ def test_select_pack_block(chunk, score, position, ffn_tokens, proj_tokens):
     (in_chunks, _, layout), (whole, _, _) = both_ways(block, x, valid)
     torch.testing.assert_close(in_chunks, whole, rtol=1e-12, atol=1e-12)
     assert (layout.num_tokens > 0) == (score > -9) and (layout.num_tokens < 180) == (score < 9)
+
+
+@pytest.mark.parametrize("score", (-9.0, 0.0, 9.0), ids=("nothing kept", "some kept", "all kept"))
+@pytest.mark.parametrize("ffn_tokens", ("all", "light", "selected"))
+@pytest.mark.parametrize("packing", ("containers", "padded"))
+@pytest.mark.parametrize("training", (True, False))
+def test_ffn_of_a_select_pack_block_and_its_gradients(chunk, score, ffn_tokens, packing, training, monkeypatch):
+    options = SelectPackOptions(ffn_tokens=ffn_tokens, packing=packing, threshold=0.5)
+    block = randomised(SelectPackBlock(8, 2, options, drop_path=0.5)).train(training)
+    nn.init.constant_(block.gate.proj.bias, score)
+    x, valid = torch.randn(4, 9, 10, 8, dtype=torch.float64, requires_grad=True), torch.ones(4, 9, 10).bool()
+    outward, results, tokens = torch.randn_like(x), [], []
+    forward = Mlp.forward
+
+    def counted(self, part: Tensor) -> Tensor:
+        tokens.append(part.numel() // part.shape[-1])
+        return forward(self, part)
+
+    monkeypatch.setattr(Mlp, "forward", counted)
+    for context in (contextlib.nullcontext, whole_maps):
+        torch.manual_seed(1)
+        with context():
+            out = block(x, valid)[0]
+        results.append([out, *torch.autograd.grad(out, [x, *block.parameters()], outward, allow_unused=True)])
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+    # Once as a whole; before it in chunks of nearly one size, and without any where there is nothing.
+    whole = tokens.pop()
+    assert sum(tokens) == whole and len(tokens) == max(-(-whole // chunk), 1) and max(tokens) <= max(chunk, 1)
 
 
 @pytest.mark.parametrize("segment", ("container", "shared", "window"))
@@ -324,7 +359,8 @@ def test_a_select_pack_block_with_other_parts_runs_them(change):
     inputs = torch.randn(2, 9, 10, 8, dtype=torch.float64), torch.ones(2, 9, 10, dtype=torch.bool)
     with torch.no_grad():
         at_inference = block(*inputs)[0]
-    # With gradients asked for, everything runs as it stands.
+    with whole_maps():
+        torch.testing.assert_close(at_inference, block(*inputs)[0].detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(at_inference, block(*inputs)[0].detach(), rtol=1e-12, atol=1e-12)
 
 
