@@ -51,7 +51,7 @@ class RunRecord(TrainingClock):
 
 class ProgressFile(EventWriter):
     """
-    How far a run is, in a small file for whoever waits for it.
+    How far a run is, in a small file for whoever waits for it; what an earlier try of the run left there is removed.
 
     Args:
         folder: of the run.
@@ -60,6 +60,7 @@ class ProgressFile(EventWriter):
 
     def __init__(self, folder: str, max_iter: int):
         self.path = Path(folder) / PROGRESS_FILE
+        self.path.unlink(missing_ok=True)
         self.max_iter = max_iter
 
     def write(self) -> None:

@@ -2,9 +2,12 @@
 
 import json
 
+from detectron2.utils.events import EventStorage
+
 from spt_d2.compare.matrix import Matrix
 from spt_d2.compare.plan import DataSet, Plan, Run, Variant
 from spt_d2.compare.progress import describe_result, estimate_left, progress_of
+from spt_d2.compare.recorder import ProgressFile
 
 from .synthetic import result
 
@@ -58,3 +61,13 @@ def test_a_run_that_needs_anothers_keep_ratio_is_not_started_before_that_one_is_
     assert free == [("shapes", "dense", 0), ("shapes", "dense", 1)]
     assert not matrix._waits(waiting[2], waiting[1:])
     assert matrix._waits(waiting[3], waiting[1:])
+
+
+def test_a_run_that_goes_on_does_not_say_where_an_earlier_try_of_it_was(tmp_path):
+    folder = under_way(tmp_path, 30, 40, 2.0)
+    with EventStorage(19) as storage:
+        progress = ProgressFile(folder, 40)
+        assert progress_of(folder) == "starting"
+        storage.put_scalar("time", 1.5)
+        progress.write()
+    assert progress_of(folder) == "iteration 20 of 40, 1.50 s each"
