@@ -62,7 +62,7 @@ def provenance(results: Sequence[Result]) -> str:
     commits = _distinct(results, lambda r: (r["commit"] or "unknown commit")[:7] + _dirty(r["commit"]))
     machines = _distinct(results, lambda r: _machine(r["machine"]))
     iterations = _distinct(results, lambda r: f"{r['iterations']} on {r['data_set']}")
-    weights = _distinct(results, lambda r: _start(r["weights"]))
+    weights = _starts(results)
     dates = sorted(r["date"][:10] for r in results)
     days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return (
@@ -135,6 +135,16 @@ def _line(cells: Sequence[str]) -> str:
 
 def _distinct(results: Sequence[Result], say: Callable[[Result], str]) -> str:
     return ", ".join(dict.fromkeys(say(result) for result in results))
+
+
+def _starts(results: Sequence[Result]) -> str:
+    """The checkpoints, with their data sets where these have others."""
+    by_set: dict[str, set[str]] = {}
+    for result in results:
+        by_set.setdefault(result["data_set"], set()).add(_start(result["weights"]))
+    if all(starts == set.union(*by_set.values()) for starts in by_set.values()):
+        return _distinct(results, lambda r: _start(r["weights"]))
+    return _distinct(results, lambda r: f"{_start(r['weights'])} on {r['data_set']}")
 
 
 def _start(weights: str | None) -> str:

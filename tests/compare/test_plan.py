@@ -168,23 +168,27 @@ def test_settings_of_earlier_versions_which_did_not_say_what_an_own_checkpoint_h
             check_settings(before, {**wanted, "weights": "ab" * 32}, "here")
 
 
-@pytest.mark.parametrize("name", ("screen", "main"))
+@pytest.mark.parametrize("name", [path.stem for path in PLANS])
 def test_the_results_in_the_repository_are_finished_runs_of_their_plan(name, monkeypatch, tmp_path):
-    """Their checkpoints are not here, one for each seed: a file with another content stands for them."""
+    """Their checkpoints are not here, one for each seed and data set: a file with another content stands for them."""
     (tmp_path / "dense.safetensors").write_text("weights")
+    for variable in ("DENSE_LICENSE_PLATES", "DENSE_AERIAL_MARITIME"):
+        monkeypatch.setenv(variable, str(tmp_path / "dense.safetensors"))
     folder = ROOT / "projects" / "SPT" / "results" / name
     found = results_in(folder)
     if not found:
         pytest.skip("no run of this plan is in the repository")
-    starts = {(result["seed"], result["weights"]) for result in found}
-    assert len({seed for seed, _ in starts}) == len(starts), "runs of a seed started from several checkpoints"
+    starts = {(result["data_set"], result["seed"], result["weights"]) for result in found}
+    places = {(data_set, seed) for data_set, seed, _ in starts}
+    assert len(places) == len(starts), "runs of a seed on a data set started from several checkpoints"
     plan = read_plan(ROOT / f"projects/SPT/plans/{name}.yaml")
     folders = {data_set.name: str(tmp_path) for data_set in plan.data_sets if data_set.folder}
     plan = plan.with_places(folders, str(tmp_path / "dense.safetensors"))
     finished = set()
-    for seed, weights in starts:
+    for data_set, seed, weights in starts:
         monkeypatch.setattr("spt_d2.compare.start.file_digest", lambda path, weights=weights: weights)
-        matrix = Matrix(plan.restricted(seeds=[seed]), str(tmp_path), str(folder), 2, 1, lambda line: None)
+        part = plan.restricted(seeds=[seed], data_sets=[data_set])
+        matrix = Matrix(part, str(tmp_path), str(folder), 2, 1, lambda line: None)
         finished |= {result_path(folder, *run.key) for run in matrix.finished()}
     assert finished == set(folder.glob("*.json"))
 
@@ -348,9 +352,9 @@ def test_every_config_of_the_plans_that_come_with_the_project_is_valid(path):
 
 
 def test_the_plans_name_no_folder_of_a_machine():
-    assert {path.stem for path in PLANS} == {"screen", "main"}
+    assert {path.stem for path in PLANS} == {"screen", "from_shapes", "start", "main"}
     for path in PLANS:
         plan = read_plan(path)
-        places = [plan.weights, *(data_set.folder for data_set in plan.data_sets)]
+        places = [plan.weights, *(place for d in plan.data_sets for place in (d.folder, d.weights))]
         assert all(re.fullmatch(r"\$\{\w+\}", place) for place in places if place is not None)
         assert not any(isinstance(v, Variant) and v.weights for v in plan.variants)

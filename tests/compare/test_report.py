@@ -164,6 +164,17 @@ def test_provenance_says_from_scratch_only_where_that_is_known(weights, words):
     assert provenance([result(weights=weights)]).endswith(f"started from (SHA-256 of the checkpoint): {words}.")
 
 
+def test_provenance_says_what_each_data_set_started_from_where_they_differ():
+    first, second = result("shapes", weights="ab" * 32), result("plates", weights="cd" * 32)
+    assert provenance([first, second]).endswith(f": {'ab' * 6} on shapes, {'cd' * 6} on plates.")
+    assert provenance([first, {**second, "weights": "ab" * 32}]).endswith(f": {'ab' * 6}.")
+    # Seeds may differ, and all sets have the same ones.
+    seeds = [
+        result(name, seed=seed, weights=w * 32) for name in ("shapes", "plates") for seed, w in enumerate(("ab", "cd"))
+    ]
+    assert provenance(seeds).endswith(f": {'ab' * 6}, {'cd' * 6}.")
+
+
 def test_the_figure_has_a_panel_for_each_data_set_and_one_pooled():
     one = draw_comparison(report_rows([r for r in three_seeds() if r["data_set"] == "shapes"]), "dense")
     both = draw_comparison(report_rows(three_seeds()), "dense")
@@ -246,6 +257,7 @@ def test_a_brief_report_has_a_line_for_a_variant_and_a_column_for_a_data_set():
     "name, page, brief",
     [
         ("screen", "docs/experiments.md", False),
+        ("from_shapes", "docs/experiments.md", False),
         ("main", "docs/experiments.md", False),
         ("main", "README.md", True),
     ],
