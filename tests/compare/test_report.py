@@ -257,6 +257,7 @@ def test_a_brief_report_has_a_line_for_a_variant_and_a_column_for_a_data_set():
     "name, page, brief",
     [
         ("screen", "docs/experiments.md", False),
+        ("start", "docs/experiments.md", False),
         ("from_shapes", "docs/experiments.md", False),
         ("main", "docs/experiments.md", False),
         ("main", "README.md", True),
