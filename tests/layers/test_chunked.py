@@ -150,6 +150,33 @@ def test_ffn_of_a_select_pack_block_and_its_gradients(chunk, score, ffn_tokens, 
     assert sum(tokens) == whole and len(tokens) == max(-(-whole // chunk), 1) and max(tokens) <= max(chunk, 1)
 
 
+@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (130, 8), (0, 49, 8), (3, 49, 8), (2, 9, 10, 8)], ids=str)
+@pytest.mark.parametrize("contiguous", (True, False))
+def test_ffn_of_tokens_of_any_shape_and_its_gradients(chunk, shape, contiguous):
+    """Kept tokens, windows, maps: every block's goes through it."""
+    norm, mlp = randomised(nn.LayerNorm(8)), randomised(Mlp(8, 32))
+    x = torch.randn(shape, dtype=torch.float64)
+    x = (x if contiguous else x.transpose(0, -1).contiguous().transpose(0, -1)).requires_grad_()
+    outward, inputs = torch.randn(shape, dtype=torch.float64), [x, *norm.parameters(), *mlp.parameters()]
+    out, expected = chunked.ffn(x, norm, mlp), mlp(norm(x))
+    assert out.shape == shape
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(value, inputs, outward) for value in (out, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked.ffn(x, norm, mlp), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_trace_of_the_ffn_is_of_any_number_of_tokens(chunk):
+    norm, mlp = (randomised(part).requires_grad_(False) for part in (nn.LayerNorm(8), Mlp(8, 32)))
+    few, many = torch.randn(70, 8, dtype=torch.float64), torch.randn(200, 8, dtype=torch.float64)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda x: chunked.ffn(x, norm, mlp), few)
+        assert "aten::chunk" not in str(traced.graph) and "aten::cat" not in str(traced.graph)
+        torch.testing.assert_close(traced(many), mlp(norm(many)))
+
+
 @pytest.mark.parametrize("segment", ("container", "shared", "window"))
 @pytest.mark.parametrize("position", ("none", "rope", "conv", "relative_bias"))
 @pytest.mark.parametrize("gating", ("none", "sigmoid", "centred"))
