@@ -36,7 +36,12 @@ RECORD = {
     "date": "2026-02-01",
     "seeds": [0, 1, 2],
     "command": "python projects/SPT/train_net.py",
-    "metrics": {"box_ap": [40.0, 42.0, 44.0], "keep_ratio": [0.2, 0.2, 0.2]},
+    "metrics": {
+        "box_ap": [40.0, 42.0, 44.0],
+        "box_aps": [21.0, 21.0, 21.0],
+        "keep_ratio": [0.2, 0.2, 0.2],
+        "density": [0.5, 0.5, 0.5],
+    },
 }
 
 
@@ -72,12 +77,17 @@ def test_a_measurement_stands_in_its_row_with_its_provenance(tmp_path):
     (row,) = rows_with(results, "mask_rcnn_spt_t_fpn_3x]")
     assert row[2] == "*AP 47.1 (Table 1); mask AP 39.3 (Table 4)*"
     # Mean and standard error, 2 / sqrt(3).
-    assert row[3:9] == ["42.0 ± 1.2", "", "", "0.200 ± 0.000", "", ""]
-    assert row[9] == "[8 cards; 3 seeds; 0123456789 (changed); 2026-02-01](results/spt.json)"
+    assert row[3:11] == ["42.0 ± 1.2", "", "", "0.200 ± 0.000", "", "0.500 ± 0.000", "", ""]
+    assert row[11] == "[8 cards; 3 seeds; 0123456789 (changed); 2026-02-01](results/spt.json)"
     (row,) = rows_with(results, "x/other]")
     assert row[4] == "50.13" and row[-1].endswith("(results/other.json); SEED 1")
     readme = insert_tables(README.read_text(), paper, records)
-    assert [row[-1] for row in rows_with(readme, "mask_rcnn_spt_t_fpn_3x]")] == ["measured", "measured"]
+    # Of Table 1 and of Table 4, whose columns are of masks.
+    selection = "keep ratio 0.200 ± 0.000; density 0.500 ± 0.000](../../results/spt.json)"
+    assert [row[-1] for row in rows_with(readme, "mask_rcnn_spt_t_fpn_3x]")] == [
+        f"**measured**: [box AP 42.0 ± 1.2; box APs 21.0 ± 0.0; {selection}",
+        f"**measured**: [{selection}",
+    ]
     assert {row[-1] for row in rows_with(readme, "mask_rcnn_spt_s_fpn_3x]")} == {"ready to run"}
 
 
@@ -174,6 +184,17 @@ def test_rows_of_the_paper_have_a_value_for_each_column_and_dense_swin_agrees_wi
     for row in tables["table1"].rows:
         if row.model.startswith("Swin"):
             assert count(row.variant).full.executed / 1e9 == pytest.approx(row.values[place], rel=0.005)
+
+
+def test_a_column_of_the_paper_that_a_results_file_has_too_knows_its_name_there():
+    """Of stages too (Table 6); AP50 is of masks in Table 4, and of boxes elsewhere."""
+    tables = read_paper(PAPER)
+    sizes = ["", "50", "75", "s", "m", "l"]
+    assert tables["table1"].metrics == (*(f"box_ap{kind}" for kind in sizes), "executed_macs_g")
+    assert tables["table4"].metrics == tuple(f"mask_ap{kind}" for kind in sizes)
+    assert tables["table6"].metrics[3:] == tuple(f"keep_ratio_stage{stage}" for stage in range(1, 5))
+    assert tables["table7"].metrics == ("keep_ratio", "map")
+    assert tables["appendix_b3"].metrics == ("retention", "density")
 
 
 def test_every_config_of_a_row_exists_and_is_the_backbone_that_is_counted():

@@ -29,9 +29,9 @@ RUN = {
             "name": "coco_2017_val",
             "images": 5000,
             "results": {
-                "bbox": {"AP": 40.0, "APs": None},
+                "bbox": {"AP": 40.0, "AP50": 60.0, "APs": None},
                 "segm": {"AP": None},
-                "selection": {"keep_ratio": 0.25, "executed_macs_g": 98.0},
+                "selection": {"keep_ratio": 0.25, "keep_ratio/stage3": 0.2, "executed_macs_g": 98.0},
             },
         }
     ],
@@ -71,8 +71,14 @@ def test_seeds_of_a_config_become_a_row_of_the_zoo(program, tmp_path, capsys):
     assert record.data == {"train": "coco_2017_train", "test": "coco_2017_val", "images": 5000}
     assert record.hardware == "8 x NVIDIA A100" and record.seeds == (0, 1) and str(record.date) == "2026-02-03"
     assert record.command == RUN["command"]
-    # The masks' AP is of no number, and left out.
-    assert record.metrics == {"box_ap": (40.0, 42.0), "keep_ratio": (0.25, 0.25), "executed_macs_g": (98.0, 98.0)}
+    # The masks' AP and that of small objects are of no number, and left out.
+    assert record.metrics == {
+        "box_ap": (40.0, 42.0),
+        "box_ap50": (60.0, 60.0),
+        "keep_ratio": (0.25, 0.25),
+        "keep_ratio_stage3": (0.2, 0.2),
+        "executed_macs_g": (98.0, 98.0),
+    }
     row = next(line for line in zoo_page(read_paper(ROOT / "projects/SPT/paper_results.json"), [record]).splitlines()
                if "mask_rcnn_spt_t_fpn_3x]" in line)  # fmt: skip
     assert "| 41.0 ± 1.0 |" in row and "2 seeds" in row

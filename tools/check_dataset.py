@@ -7,8 +7,8 @@ Check a COCO-format data set for everything that training stumbles over, in one 
     python tools/check_dataset.py my_data/train.json --images my_data/images --fix clean.json
     python tools/check_dataset.py coco_2017_val                                           a registered data set
 
-Exit code: 0, training would be safe; 1, it would not; 2, there is no such json. With --fix: of the clean copy, which is
-a file of its own; what was checked is never written to.
+Exit code: 0, training would be safe, as far as was looked at; 1, it would not; 2, there is no such json. With --fix: of
+the clean copy, which is a file of its own; what was checked is never written to.
 """
 
 import argparse
@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if isinstance(error, ValueError) else 2
     report = check_coco(content, args.images, args.decode, args.workers, terminal_progress)
     seen = "not looked at" if args.images is None else f"{args.images}, {'every pixel' if args.decode else 'headers'}"
-    print(f"{args.dataset}, images: {seen}\n{report.text()}")
+    unseen = "images (--images)" if args.images is None else "" if args.decode else "pixels (--decode)"
+    print(f"{args.dataset}, images: {seen}\n{report.text(unseen)}")
     if args.fix and report.clean is None:
         print("--fix: no clean copy can be made; see the errors that it cannot mend", file=sys.stderr)
     try:

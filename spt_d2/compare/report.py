@@ -70,8 +70,9 @@ def verdict(difference: PairedDifference | None) -> str:
     What paired differences say of a variant.
 
     Returns:
-        ``within 0.5``, of a mean of at most that; ``better`` or ``worse`` beyond it, at p < 0.05; else, or where the
-        standard error is above 0.5 AP or not known, ``cannot tell``.
+        ``cannot tell`` where the standard error is above 0.5 AP or not known. Else ``within 0.5``, of a mean of at most
+        that; beyond it ``better`` or ``worse``, at p < 0.05. What has no such p is ``within 0.5 or better`` above the
+        reference, and ``cannot tell`` below it.
     """
     if difference is None:
         return ""
@@ -79,9 +80,10 @@ def verdict(difference: PairedDifference | None) -> str:
         return "cannot tell"
     if abs(difference.mean) <= MARGIN:
         return f"within {MARGIN}"
-    if difference.p is None or difference.p >= SIGNIFICANT:
-        return "cannot tell"
-    return "better" if difference.mean > 0 else "worse"
+    significant = difference.p is not None and difference.p < SIGNIFICANT
+    if difference.mean > 0:
+        return "better" if significant else f"within {MARGIN} or better"
+    return "worse" if significant else "cannot tell"
 
 
 def report_rows(results: Sequence[Result], reference: str | None = None) -> list[Row]:

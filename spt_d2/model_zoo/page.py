@@ -71,6 +71,8 @@ def zoo_page(paper: Mapping[str, Table], records: Sequence[Record]) -> str:
         "[tables of the project](projects/SPT/README.md) alone.\n",
         _result_table(paper, records),
         "## Further results\n",
+        "Comparisons of variants on small data, with paired seeds, are in "
+        "[docs/experiments.md](docs/experiments.md).\n",
         _further_table(paper, records),
     ]
     return "\n".join(parts)
@@ -105,7 +107,7 @@ def paper_table(table: Table, records: Sequence[Record]) -> str:
         cells = [row.model, *(_italic(value, places) for value, places in zip(row.values, digits))]
         if counted:
             cells += [cost, "" if row.config is None else _million(config_parameters(row.config))]
-        rows.append([*cells, _config_link(row.config, "../../"), _status(row, records)])
+        rows.append([*cells, _config_link(row.config, "../../"), _status(row, table.metrics, records)])
     return _markdown([*header, "config", "status"], rows)
 
 
@@ -120,10 +122,16 @@ def _cost(row: Row, image_size: tuple[int, int]) -> str:
     return _giga(inference) if inference == training else f"{_giga(inference)} (training {_giga(training)})"
 
 
-def _status(row: Row, records: Sequence[Record]) -> str:
+def _status(row: Row, metrics: Sequence[str], records: Sequence[Record]) -> str:
+    """Whether a row was measured and, of what its columns and the selection tell, what was found."""
     if row.config is None:
         return "baseline, no config here"
-    return "measured" if _matching(row, records) else "ready to run"
+    said = []
+    for record in _matching(row, records):
+        names = dict.fromkeys([*metrics, *_SELECTION_METRICS])
+        found = "; ".join(f"{METRICS[name][0]} {record.value(name)}" for name in names if record.value(name))
+        said.append(f"[{found or 'other figures'}](../../results/{record.path.name})")
+    return f"**measured**: {' and '.join(said)}" if said else "ready to run"
 
 
 def _matching(row: Row, records: Sequence[Record]) -> list[Record]:
@@ -201,7 +209,8 @@ def _paper_parameters(model: str | None, cascade: bool, paper: Mapping[str, Tabl
     return None
 
 
-_RESULT_METRICS = ("box_ap", "mask_ap", "map", "keep_ratio", "executed_macs_g", "backbone_ms")
+_SELECTION_METRICS = ("keep_ratio", "retention", "density", "executed_macs_g")
+_RESULT_METRICS = ("box_ap", "mask_ap", "map", *_SELECTION_METRICS, "backbone_ms")
 
 
 def _result_table(paper: Mapping[str, Table], records: Sequence[Record]) -> str:

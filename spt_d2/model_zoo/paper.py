@@ -10,6 +10,19 @@ from typing import Any
 from spt_d2.model_zoo.variants import IMAGE_SIZE, KEEP_RATIO, VARIANTS, Variant
 
 
+# Columns of the data file that results files (records.METRICS) have too.
+_METRICS = {
+    **{f"AP{kind}": f"box_ap{kind}" for kind in ("", "50", "75", *"sml")},
+    **{f"mask_AP{kind}": f"mask_ap{kind}" for kind in ("", "50", "75", *"sml")},
+    "mAP": "map",
+    "keep": "keep_ratio",
+    **{f"keep{stage}": f"keep_ratio_stage{stage}" for stage in range(1, 5)},
+    "retention": "retention",
+    "density": "density",
+    "backbone_g": "executed_macs_g",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """
@@ -48,6 +61,7 @@ class Table:
         task: what it is about.
         columns: titles.
         rows: in the paper's order.
+        metrics: names of what a results file has of these columns, in their order.
         image_size: height and width in pixels at which its rows are counted.
     """
 
@@ -55,6 +69,7 @@ class Table:
     task: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    metrics: tuple[str, ...] = ()
     image_size: tuple[int, int] = IMAGE_SIZE
 
 
@@ -79,7 +94,8 @@ def _table(table: Mapping[str, Any]) -> Table:
             )
     rows = tuple(_row(row, table["data"]) for row in table["rows"])
     height, width = table.get("image_size", IMAGE_SIZE)
-    return Table(table["reference"], table["task"], titles, rows, (height, width))
+    metrics = tuple(_METRICS[key] for key, _ in table["columns"] if key in _METRICS)
+    return Table(table["reference"], table["task"], titles, rows, metrics, (height, width))
 
 
 def _row(row: Mapping[str, Any], data: str) -> Row:

@@ -14,9 +14,10 @@ CONFIG_FOLDERS = ("projects/SPT/configs", "configs")
 _SEED = {"SEED", "train.seed"}
 # Where a metric of a results file stands in an evaluation: task and key there.
 _SOURCES = {
-    "box_ap": ("bbox", "AP"),
-    "mask_ap": ("segm", "AP"),
+    **{f"box_ap{kind}": ("bbox", f"AP{kind}") for kind in ("", "50", "75", *"sml")},
+    **{f"mask_ap{kind}": ("segm", f"AP{kind}") for kind in ("", "50", "75", *"sml")},
     "map": ("multi_label", "mAP"),
+    **{f"keep_ratio_stage{stage}": ("selection", f"keep_ratio/stage{stage}") for stage in range(1, 5)},
     "keep_ratio": ("selection", "keep_ratio"),
     "retention": ("selection", "retention"),
     "density": ("selection", "density"),

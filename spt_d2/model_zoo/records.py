@@ -14,10 +14,10 @@ from spt_d2.engine.evaluation_file import keyed_overrides
 
 # Key in a file: title of a column, digits after the point.
 METRICS = {
-    "box_ap": ("box AP", 1),
-    "mask_ap": ("mask AP", 1),
+    **{f"{task}_ap{kind}": (f"{task} AP{kind}", 1) for task in ("box", "mask") for kind in ("", "50", "75", *"sml")},
     "map": ("mAP", 2),
     "keep_ratio": ("keep ratio", 3),
+    **{f"keep_ratio_stage{stage}": (f"keep ratio of stage {stage}", 3) for stage in range(1, 5)},
     "retention": ("retention", 3),
     "density": ("density", 3),
     "executed_macs_g": ("executed MACs, G", 2),

@@ -55,8 +55,13 @@ class CheckReport:
             "statistics": self.statistics,
         }
 
-    def text(self) -> str:
-        """The report, in lines."""
+    def text(self, unseen: str = "") -> str:
+        """
+        The report, in lines.
+
+        Args:
+            unseen: what nothing has looked at and may hold more faults, in words; it qualifies a good verdict.
+        """
         lines = [f"{self.images} images, {self.annotations} annotations, {self.categories} categories"]
         for error, title in (
             (True, "ERRORS: training or evaluation would stop, or learn something else than the json says"),
@@ -73,7 +78,8 @@ class CheckReport:
         if self.statistics is not None:
             lines += ["", "STATISTICS, without what --fix leaves out", stats_table({"": self.statistics}), ""]
             lines += self._histogram(self.statistics["histogram"]["share"])
-        lines += ["", "SAFE to train on" if self.safe else "NOT SAFE to train on"]
+        safe = f"SAFE to train on{unseen and f', as far as looked at: not at {unseen}'}"
+        lines += ["", safe if self.safe else "NOT SAFE to train on"]
         return "\n".join(lines)
 
     @staticmethod
