@@ -62,6 +62,7 @@ def _add_spt(cfg: CfgNode) -> None:
     node.KEEP_RATIO = 0.25
     # At inference, the most tokens K that a block keeps of an image, whatever its size: the K of highest score among
     # those that SELECT keeps. Bounds the time of an image full of objects; 0 for no limit. Training does not apply it.
+    # With SELECT all the gate decides which tokens, and every image of one size keeps K: all shapes are static.
     node.TOKEN_BUDGET = 0
     # A token is kept if sigmoid((score + noise) / tau) exceeds this probability, in [0, 1). The paper: 0.01, which
     # prunes only what the gate is 99 % sure of and so takes long training.
@@ -177,6 +178,9 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.SOLVER.ADAMW_BETAS = [0.9, 0.999]
     # Weight decay of relative position bias tables and of a ViT's position embeddings.
     cfg.SOLVER.WEIGHT_DECAY_POSITION = 0.0
+    # Learning rate of what a pretrained backbone brings over that of all else, gates and predictors included, above 0;
+    # not beside a BIAS_LR_FACTOR.
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
     # Factor from the config's batch size to that of the run: 0.25 trains on a quarter of the images per iteration, at a
     # quarter of the rate, for four times the iterations. Steps, warm-up and periods follow.
     cfg.SOLVER.BATCH_SCALE = 1.0
@@ -229,6 +233,8 @@ def validate_spt_config(cfg: CfgNode) -> None:
         peer.check_keys(cfg, expect)
     check_crop(cfg.INPUT.CROP, expect)
     expect(cfg.SOLVER.BATCH_SCALE > 0, "SOLVER.BATCH_SCALE", "a factor above 0", cfg.SOLVER.BATCH_SCALE)
+    factor = cfg.SOLVER.BACKBONE_LR_FACTOR
+    expect(factor > 0, "SOLVER.BACKBONE_LR_FACTOR", "a factor above 0", factor)
     stages = list(range(1, len(spt.DEPTHS) + 1))
     known = bool(spt.SPA_STAGES) and all(stage in stages for stage in spt.SPA_STAGES)
     expect(known, "MODEL.SPT.SPA_STAGES", f"some of {stages}", spt.SPA_STAGES)

@@ -36,6 +36,7 @@ YAMLS = sorted(
 WITHOUT_A_LEAF = {
     "Ablations/*": "overrides of another leaf, which docs/ablations.md names",
     "*/*_finetune": "its 3x leaf with lr, weight decay and schedule overridden",
+    "*/*_distill": "its leaf with model.backbone.bottom_up.teacher_weights and optimizer.params.backbone_lr_factor",
     "*/*sparse_vit*_adapt": "its leaf with model.backbone.bottom_up.sample_ratios, lr and drop path overridden",
     "*/*sparse_vit*_[0-9][0-9]ms": "its leaf with model.backbone.bottom_up.pruning_ratios, lr and warm-up overridden",
     "*/*sparse_vit*_uniform[0-9]0": "its leaf with model.backbone.bottom_up.pruning_ratios overridden",

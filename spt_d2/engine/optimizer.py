@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 CLIP_TYPES = ("value", "norm", "full_model")
+# What variants have beside a dense Swin or ViT, by names of modules: no checkpoint of one holds them.
+ADDED_PARTS = ("gate", "output_gates", "score_predictor", "fastmlp")
 
 
 def optimizer_params(
@@ -20,6 +22,7 @@ def optimizer_params(
     weight_decay_position: float | None = 0.0,
     weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
+    backbone_lr_factor: float = 1.0,
 ) -> list[dict]:
     """
     Parameter groups by Swin's detection recipe: norms, position bias tables and embeddings do not decay.
@@ -32,10 +35,20 @@ def optimizer_params(
         weight_decay_position: of relative position bias tables and absolute position embeddings.
         weight_decay_bias: of biases other than those of normalisation layers.
         bias_lr_factor: learning rate of biases over that of weights; needs ``base_lr``.
+        backbone_lr_factor: learning rate of what a pretrained backbone brings over that of all else, which is heads,
+            the pyramid, and :data:`ADDED_PARTS` of the backbone; needs ``base_lr``.
 
     Returns:
         as few groups as there are different settings.
+
+    Raises:
+        ValueError: both factors at once.
     """
+    if bias_lr_factor != 1.0 and backbone_lr_factor != 1.0:
+        raise ValueError(
+            "optimizer_params expects one factor of learning rates at most.\n"
+            f"  bias_lr_factor    : {bias_lr_factor}\n  backbone_lr_factor: {backbone_lr_factor}"
+        )
     positions = {} if weight_decay_position is None else {"weight_decay": weight_decay_position}
     groups = get_default_optimizer_params(
         model,
@@ -43,6 +56,9 @@ def optimizer_params(
         weight_decay_norm=weight_decay_norm,
         weight_decay_bias=weight_decay_bias,
         bias_lr_factor=bias_lr_factor,
+        lr_factor_func=None
+        if backbone_lr_factor == 1.0
+        else lambda name: backbone_lr_factor if _is_pretrained(name) else 1.0,
         overrides={"relative_position_bias_table": positions, "pos_embed": positions},
     )
     if weight_decay_norm is not None:
@@ -59,6 +75,12 @@ def optimizer_params(
     return reduce_param_groups(groups)
 
 
+def _is_pretrained(name: str) -> bool:
+    """Whether a parameter of a model is one that its backbone has from a dense one: not the pyramid's, nor added."""
+    module, *parts = name.split(".")
+    return module == "backbone" and not parts[0].startswith("fpn_") and not set(parts) & set(ADDED_PARTS)
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """AdamW or SGD from ``SOLVER``, with its gradient clipping."""
     node = cfg.SOLVER
@@ -69,6 +91,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         weight_decay_position=node.WEIGHT_DECAY_POSITION,
         weight_decay_bias=node.WEIGHT_DECAY_BIAS,
         bias_lr_factor=node.BIAS_LR_FACTOR,
+        backbone_lr_factor=node.BACKBONE_LR_FACTOR,
     )
     optimizer: Optimizer
     if node.OPTIMIZER == "adamw":

@@ -9,7 +9,6 @@ from typing import Any
 
 from spt_d2.model_zoo.variants import IMAGE_SIZE, KEEP_RATIO, VARIANTS, Variant
 
-
 # Columns of the data file that results files (records.METRICS) have too.
 _METRICS = {
     **{f"AP{kind}": f"box_ap{kind}" for kind in ("", "50", "75", *"sml")},

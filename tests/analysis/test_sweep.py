@@ -139,6 +139,9 @@ def test_picture_has_a_panel_for_each_task_and_one_for_time(whole):
     record = whole[1]
     picture = draw_sweep(record, "tiny")
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.std() > 10
+    # A second row over the budgets, where there are any.
+    shares = [point for point in record["points"] if point["kind"] != "token_budget"]
+    assert 1.9 < picture.shape[0] / draw_sweep({**record, "points": shares}, "tiny").shape[0] < 2.1
     one_task = [{**point, "accuracy": {"bbox": point["accuracy"]["bbox"]}} for point in record["points"]]
     assert draw_sweep({**record, "points": one_task}).shape[1] < picture.shape[1]
 

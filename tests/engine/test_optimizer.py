@@ -4,11 +4,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import get_norm
+from detectron2.modeling import FPN
 from torch import nn
 
 from spt_d2.config import add_spt_config
 from spt_d2.engine.optimizer import build_optimizer, clip_gradients, optimizer_params
 from spt_d2.modeling import SPT
+from tests.modeling.nano import nano_dynamic_swin, nano_svit_gated_swin, nano_swin
 
 
 class Net(nn.Module):
@@ -70,6 +72,46 @@ def test_decay_of_tables_norms_and_biases_and_the_rate_of_biases_can_be_set() ->
     assert found["backbone.layers.0.blocks.0.attn.relative_position_bias_table"] == 0.5
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(model.head.bias)] == 2.0 and rates[id(model.head.weight)] == 1.0
+
+
+def rates(model: nn.Module, factor: float) -> dict[str, float]:
+    """Learning rate by the name of the parameter."""
+    groups = build_optimizer(make_cfg(BASE_LR=1.0, BACKBONE_LR_FACTOR=factor), model).param_groups
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    return {name: found[id(p)] for name, p in model.named_parameters() if id(p) in found}
+
+
+def test_what_a_pretrained_backbone_brings_can_learn_at_a_rate_of_its_own() -> None:
+    model = Net()
+    model.backbone = FPN(model.backbone, ["res4", "res5"], 8)
+    found = rates(model, 0.2)
+    slow = {name for name, rate in found.items() if rate == 0.2}
+    assert set(found.values()) == {0.2, 1.0}
+    # Norms and tables too, though their groups have settings of their own.
+    for name in ("norm3.weight", "layers.2.blocks.0.attn.relative_position_bias_table", "patch_embed.proj.bias"):
+        assert f"backbone.bottom_up.{name}" in slow
+    fast = {name for name in found if not name.startswith("backbone.bottom_up.") or "gate" in name}
+    assert set(found) - slow == fast and any("gate" in name for name in fast) and "backbone.fpn_lateral4.bias" in fast
+    assert set(rates(model, 1.0).values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    "backbone, added", [(nano_dynamic_swin, ("score_predictor", "fastmlp")), (nano_svit_gated_swin, ("gate",))]
+)
+def test_parts_of_peers_that_no_dense_swin_has_learn_at_the_full_rate(backbone, added) -> None:
+    """As in a classifier, whose backbone has no pyramid; held against the names of a dense Swin."""
+    model = nn.Module()
+    model.backbone = backbone()
+    depths = tuple(len(stage.blocks) for stage in model.backbone.layers)
+    dense = {name for name, _ in nano_swin(depths=depths).named_parameters()}
+    for name, rate in rates(model, 0.2).items():
+        assert rate == (0.2 if name.removeprefix("backbone.") in dense else 1.0), name
+    assert all(any(f".{part}." in name for name in rates(model, 0.2)) for part in added)
+
+
+def test_two_factors_of_learning_rates_are_refused() -> None:
+    with pytest.raises(ValueError, match="one factor of learning rates"):
+        build_optimizer(make_cfg(BIAS_LR_FACTOR=2.0, BACKBONE_LR_FACTOR=0.2), Net())
 
 
 def test_groups_are_as_few_as_their_settings() -> None:

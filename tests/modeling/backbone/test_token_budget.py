@@ -26,6 +26,23 @@ def test_no_block_keeps_more_of_an_image_than_the_budget(gate, select):
     assert counts[1][0] == tuple(min(kept, 5) for kept in counts[0][0])
 
 
+@pytest.mark.parametrize("segment", ("container", "shared", "image"))
+def test_with_select_all_the_budget_fixes_every_shape(segment):
+    """The gate decides which tokens, and no image how many: what fixed shapes, such as a CUDA graph's, call for."""
+    model = nano_spt(select="all", token_budget=5, segment=segment).eval()
+
+    several = [images(2, 96, 64) * scale for scale in (0.1, 1.0, 10.0)]
+    found = [
+        [one for one in model.forward_with_selections(x)[1] if one.layout is not None] for x in several
+    ]  # of a gate on a stage's output nothing is packed
+    shapes = [[(one.layout.counts, one.layout.seqlens, one.layout.num_containers) for one in each] for each in found]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert any(not torch.equal(a.keep_mask, b.keep_mask) for a, b in zip(found[0], found[2]))
+    for one in found[1]:
+        highest = one.score.flatten(1).topk(5).indices
+        assert one.layout.counts == (5, 5) and one.keep_mask.flatten(1).gather(1, highest).all()
+
+
 def test_a_padded_image_gives_what_it_gives_alone():
     """Every stage selects, so that no dense window sees the padding."""
     model = nano_spt(token_budget=3, spa_stages=(1, 2, 3, 4), multi_scale=False).eval()
