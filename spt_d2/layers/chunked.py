@@ -19,6 +19,7 @@ from spt_d2.layers.linear import apply_linear
 from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.observed import as_built, is_observed
 from spt_d2.ops.packing import PackedLayout
+from spt_d2.ops.shape_cache import is_traced
 from spt_d2.ops.short_attention import short_attention
 from spt_d2.ops.window_plan import WindowChunk, window_plan
 from spt_d2.ops.windows import relative_position_index
@@ -65,8 +66,13 @@ def add_mlp(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
 def ffn(x: Tensor, norm: nn.LayerNorm, mlp: Mlp) -> Tensor:
     """``mlp(norm(x))`` of (..., C) tokens; on a CPU chunk by chunk, in training too, where nobody can tell."""
     # Who traces or compiles for any number of tokens is to see one product for all.
-    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if not x.is_cpu or traced or not as_built(norm, nn.LayerNorm) or not as_built(mlp, Mlp) or is_observed(norm, mlp):
+    if (
+        not x.is_cpu
+        or is_traced()
+        or not as_built(norm, nn.LayerNorm)
+        or not as_built(mlp, Mlp)
+        or is_observed(norm, mlp)
+    ):
         return mlp(norm(x))
     number = math.ceil(x.numel() / x.shape[-1] / chunk_tokens(mlp.hidden_dim))
     if number <= 1:
@@ -117,7 +123,8 @@ def swin_block(block: "SwinBlock", x: Tensor, in_place: bool = False) -> Tensor:
     """:meth:`SwinBlock.whole_map`, (B, H, W, C) to the same, a few windows at a time; on request into ``x``."""
     attn = block.attn
     step = max(chunk_tokens(block.mlp.hidden_dim) // attn.window_size**2, 1)
-    plan = window_plan(*x.shape[:3], attn.window_size, attn.shift_size, step, x.device)
+    batch, height, width, _ = x.shape
+    plan = window_plan(batch, height, width, attn.window_size, attn.shift_size, step, x.device)
     tokens, bias = x.reshape(-1, x.shape[-1]), window_bias(attn, x.dtype)
     # An image's branch is dropped whole, whichever chunks its windows are in.
     factors = [block.drop_path.sample(x.shape[0], x) for _ in range(2)]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spt_d2.layers.observed import as_built, is_observed
+from spt_d2.ops.shape_cache import is_traced
 
 
 class SelectionGate(nn.Module):
@@ -45,7 +46,9 @@ class SelectionGate(nn.Module):
         dtype = torch.promote_types(normed.dtype, torch.float32)
         with torch.autocast(device_type=normed.device.type, enabled=False):
             weight, bias = self.proj.weight.to(dtype), self.proj.bias.to(dtype)
-            if x is None or norm is None or not torch.is_grad_enabled() or not _can_be_remade(norm):
+            # A trace with a function of ours in it could not be saved.
+            plain = is_traced() or not torch.is_grad_enabled()
+            if x is None or norm is None or plain or not _can_be_remade(norm):
                 return F.linear(normed.to(dtype), weight, bias).squeeze(-1)
             return _Logits.apply(normed, weight, bias, x, norm.weight, norm.bias, norm.eps)
 

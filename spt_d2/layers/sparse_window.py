@@ -79,8 +79,8 @@ class SparseWindowBlock(SwinBlock):
         rows = relative_position_index(attn.window_size, windows.device).flatten()
         bias = attn.relative_position_bias_table[rows].view(1, tokens, tokens, -1).permute(0, 3, 1, 2).to(q.dtype)
         if attn.shift_size:
-            mask = shifted_window_mask(padded_size, attn.window_size, attn.shift_size, q.device, q.dtype)
-            bias = bias + mask[place][:, None]
+            mask = shifted_window_mask(padded_size, attn.window_size, attn.shift_size, q.device, q.dtype, place)
+            bias = bias + mask[:, None]
         dropout = attn.attn_drop if self.training else 0.0
         if q.is_cpu and torch.is_grad_enabled() and bias.requires_grad:
             # No fused CPU kernel differentiates a bias.
@@ -209,6 +209,7 @@ class _Chooser:
     def describe(self, shift_size: int, chosen: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor, bool]:
         """Scores and decisions (B, H, W), and whether these are all windows of the batch."""
         order, score, _ = self._rank(shift_size)
-        _, windows = window_tokens(*self.valid.shape[1:], self.window_size, shift_size, self.valid.device)
+        _, height, width = self.valid.shape
+        _, windows = window_tokens(height, width, self.window_size, shift_size, self.valid.device)
         keep_mask = window_mask(chosen, windows, self.valid, order.shape[1])
         return score, keep_mask, all(count == order.shape[1] for count in counts)

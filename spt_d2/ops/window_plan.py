@@ -7,11 +7,11 @@ Shape shorthand in this module:
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from spt_d2.ops.shape_cache import shape_cache
 from spt_d2.ops.windows import shifted_window_mask, window_partition
 
 
@@ -50,8 +50,7 @@ class WindowPlan:
     inverse: Tensor
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)
+@shape_cache(maxsize=64)
 def window_plan(
     batch: int, height: int, width: int, window_size: int, shift_size: int, step: int, device: torch.device
 ) -> WindowPlan:
@@ -76,8 +75,7 @@ def window_plan(
     places = window_partition(places, window_size)[0].squeeze(-1)
     border, mask = (places < 0).any(dim=1), None
     if shift_size:
-        # Not from its cache, which would keep the whole for the sake of the border.
-        mask = shifted_window_mask.__wrapped__(padded, window_size, shift_size, torch.device("cpu"), torch.float32)
+        mask = shifted_window_mask(padded, window_size, shift_size, torch.device("cpu"), torch.float32)
         border |= (mask != 0).flatten(1).any(dim=1)
         mask = mask[border].repeat(batch, 1, 1).to(device)
     first = torch.arange(batch, device="cpu")[:, None, None] * (height * width)

@@ -12,13 +12,13 @@ Shape shorthand in this module:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spt_d2.ops.selection import BlockSelection
+from spt_d2.ops.shape_cache import shape_cache
 from spt_d2.ops.windows import window_partition
 
 
@@ -69,8 +69,7 @@ def spread_ratios(ratios: Sequence[float], depth: int, name: str) -> tuple[float
     return tuple(values[i * len(values) // depth] for i in range(depth))
 
 
-@lru_cache(maxsize=128)
-@torch.inference_mode(mode=False)
+@shape_cache(maxsize=128)
 def window_tokens(
     height: int, width: int, window_size: int, shift_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

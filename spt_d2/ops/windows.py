@@ -5,15 +5,14 @@ Shape shorthand in this module:
 
     B: images    H, W: token grid    C: channels    M: window size    N = H * W tokens
 
-Geometry depends on shapes alone and is cached. Cached tensors are made outside inference mode, whoever asks first:
-autograd refuses to save an inference tensor, and the next caller may be training.
+Geometry depends on shapes alone and is cached.
 """
-
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from spt_d2.ops.shape_cache import shape_cache
 
 ORDERS = ("window", "raster")
 
@@ -62,10 +61,13 @@ def window_unpartition(
     return x[:, :h, :w].contiguous() if (hp, wp) != (h, w) else x
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)
 def shifted_window_mask(
-    padded_size: tuple[int, int], window_size: int, shift_size: int, device: torch.device, dtype: torch.dtype
+    padded_size: tuple[int, int],
+    window_size: int,
+    shift_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    places: Tensor | None = None,
 ) -> Tensor:
     """
     Additive mask of Swin's shifted windows: tokens that the cyclic roll brought together do not attend to each other.
@@ -76,27 +78,34 @@ def shifted_window_mask(
         padded_size: (H', W'), multiples of ``window_size``.
         window_size: M, in tokens.
         shift_size: the roll, 0 < shift_size < M.
+        places: (n,) long, windows of the map whose mask is wanted; None for all H'/M * W'/M of them.
 
     Returns:
-        (H'/M * W'/M, M * M, M * M) of ``dtype``, 0 or -100. Cached: do not write into it.
+        (n, M * M, M * M) of ``dtype``, 0 or -100.
     """
+    # Regions are kept, and not masks: 64 of those, for images of up to 800 x 1333, would be half a gigabyte.
+    regions = _window_regions(padded_size, window_size, shift_size, device)
+    regions = regions if places is None else regions[places]
+    mask = torch.zeros(*regions.shape, regions.shape[1], dtype=dtype, device=device)
+    return mask.masked_fill_(regions[:, None, :] != regions[:, :, None], -100.0)
+
+
+@shape_cache(maxsize=64)
+def _window_regions(padded_size: tuple[int, int], window_size: int, shift_size: int, device: torch.device) -> Tensor:
+    """(H'/M * W'/M, M * M) uint8, the region of each token of the rolled map: tokens attend within theirs."""
 
     def bands(length: int) -> Tensor:
-        band = torch.zeros(length, dtype=torch.long, device="cpu")
+        band = torch.zeros(length, dtype=torch.uint8, device="cpu")
         band[length - window_size : length - shift_size] = 1
         band[length - shift_size :] = 2
         return band
 
     region = 3 * bands(padded_size[0])[:, None] + bands(padded_size[1])[None, :]
     regions, _ = window_partition(region[None, :, :, None], window_size)
-    regions = regions.squeeze(-1)
-    mask = torch.zeros(regions.shape[0], regions.shape[1], regions.shape[1], dtype=dtype, device="cpu")
-    mask.masked_fill_(regions[:, None, :] != regions[:, :, None], -100.0)
-    return mask.to(device)
+    return regions.squeeze(-1).to(device)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(mode=False)
+@shape_cache(maxsize=16)
 def relative_position_index(window_size: int, device: torch.device) -> Tensor:
     """
     Row of the relative position bias table for every query-key pair of a window (Swin, Sec. 3.2).
@@ -124,8 +133,7 @@ def relative_position_rows(offsets: Tensor, window_size: int) -> Tensor:
     return shifted[..., 0] * (2 * window_size - 1) + shifted[..., 1]
 
 
-@lru_cache(maxsize=128)
-@torch.inference_mode(mode=False)
+@shape_cache(maxsize=128)
 def token_order(
     height: int, width: int, window_size: int, shift_size: int, order: str, device: torch.device
 ) -> tuple[Tensor, Tensor, int]:

@@ -7,7 +7,7 @@ from spt_d2.layers.select_pack_attention import SelectPackOptions
 from spt_d2.layers.stage import SelectPackStage, SwinStage
 from spt_d2.ops import linear
 from spt_d2.ops.window_plan import window_plan
-from spt_d2.ops.windows import relative_position_index, shifted_window_mask, token_order
+from spt_d2.ops.windows import _window_regions, relative_position_index, token_order
 from tests import reference
 
 DIM, HEADS, WINDOW = 8, 2, 3
@@ -137,7 +137,7 @@ def test_another_default_device_changes_nothing_for_a_model_that_is_elsewhere(ki
             options=options, stage=3, dim=8, depth=2, num_heads=2, drop_path=[0.0] * 2, downsample=False
         )
     inputs = (x,) if kind == "swin" else (x, valid)
-    for cached in (window_plan, shifted_window_mask, relative_position_index, token_order):
+    for cached in (window_plan, _window_regions, relative_position_index, token_order):
         cached.cache_clear()
     stage.eval()
     for grad in (True, False):
