@@ -188,7 +188,10 @@ def _refusals(device: torch.device, dtype: torch.dtype, head_dim: int, has_bias:
 def _tried(fmha: Any, device: torch.device, dtype: torch.dtype, head_dim: int, has_bias: bool) -> tuple[str, ...]:
     """Why xformers' kernels, called with such an input, fail; empty where they do not."""
     # Forward and backward, for some kernels exist in one direction only; whoever asks first may be without gradients.
-    with torch.inference_mode(False), torch.enable_grad():
+    # What autograd saves here is kept from the caller's hooks: torch's checkpointing counts on its two passes saving
+    # the same, and only the first one asks.
+    own = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+    with torch.inference_mode(False), torch.enable_grad(), own:
         probe = torch.zeros(1, 2 * _BIAS_ALIGNMENT, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
         if has_bias:
             bias = torch.zeros(1, 1, probe.shape[1], probe.shape[1], dtype=dtype, device=device, requires_grad=True)
@@ -196,6 +199,9 @@ def _tried(fmha: Any, device: torch.device, dtype: torch.dtype, head_dim: int, h
             bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens([probe.shape[1]], device=device)
         try:
             fmha.memory_efficient_attention(probe, probe, probe, attn_bias=bias).sum().backward()
+        except torch.cuda.OutOfMemoryError:
+            # Says nothing of the kernels, and is not to be remembered.
+            raise
         except (NotImplementedError, RuntimeError, ValueError) as error:
             return tuple(line.strip() for line in str(error).splitlines() if line.strip())[:6]
     return ()

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from spt_d2.ops import attention as ops
 from spt_d2.ops.packing import PackedLayout, pack_layout
@@ -252,6 +253,36 @@ def test_kernels_are_tried_alike_by_whoever_asks_first(mode, has_bias):
         assert ops._tried(fmha, torch.device("cpu"), torch.float32, 32, has_bias) == ()
     fmha.memory_efficient_attention = lambda q, k, v, attn_bias: q.detach()
     assert "does not require grad" in ops._tried(fmha, torch.device("cpu"), torch.float32, 32, has_bias)[0]
+
+
+def test_trying_kernels_within_a_checkpointed_block_is_no_part_of_its_graph():
+    """The second pass of a block, for its gradients, asks no more, and must save what the first one did."""
+    mask = SimpleNamespace(from_seqlens=lambda seqlens, device: None)
+    fmha = SimpleNamespace(
+        attn_bias=SimpleNamespace(BlockDiagonalMask=mask),
+        memory_efficient_attention=lambda q, k, v, attn_bias: q * k * v,
+    )
+    asked = []
+
+    def block(x):
+        if not asked:
+            asked.append(ops._tried(fmha, torch.device("cpu"), torch.float32, 32, False))
+        return x.sin() * x
+
+    x = torch.randn(3, requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    assert asked == [()]
+    torch.testing.assert_close(x.grad, (x.cos() * x + x.sin()).detach())
+
+
+def test_memory_that_runs_out_says_nothing_of_the_kernels():
+    def attention(q, k, v, attn_bias):
+        raise torch.cuda.OutOfMemoryError("full")
+
+    mask = SimpleNamespace(from_seqlens=lambda seqlens, device: None)
+    fmha = SimpleNamespace(attn_bias=SimpleNamespace(BlockDiagonalMask=mask), memory_efficient_attention=attention)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        ops._tried(fmha, torch.device("cpu"), torch.float32, 32, False)
 
 
 def test_xformers_asked_for_and_not_installed_is_an_error_that_names_the_cure(small, monkeypatch):
