@@ -86,6 +86,13 @@ class SelectionCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]):
         wanted = self.model.state_dict()
         resumed = self._resuming and "trainer" in checkpoint
+        if resumed and self.ema is None and _has_average(checkpoint["trainer"]):
+            raise ValueError(
+                "A resumed run expects an average of the weights where it began with one: the model of the checkpoint "
+                "is that average. Got none.\n"
+                "HINT: resume with MODEL.EMA.ENABLED True (train.ema.enabled in a LazyConfig), or start a new run from "
+                "the average with MODEL.WEIGHTS, without --resume."
+            )
         started = [] if resumed else self._fit(checkpoint, wanted)
         dropped = drop_other_predictors(checkpoint["model"], wanted)
         if dropped and resumed:
@@ -128,6 +135,11 @@ class SelectionCheckpointer(DetectionCheckpointer):
             logger.warning("Of the checkpoint's weights: %s", line)
         reported = set(report.names("new", "dropped"))
         return [name for name in wanted if name.removeprefix(report.prefix) in reported]
+
+
+def _has_average(trainer: Mapping[str, Any]) -> bool:
+    """Whether a trainer's state, which names its hooks by their classes, is of a run with an average."""
+    return any(name.rpartition(".")[2] == EMAHook.__name__ for name in trainer.get("hooks", {}))
 
 
 def drop_other_predictors(

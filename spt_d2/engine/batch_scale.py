@@ -53,10 +53,11 @@ def scale_batch(cfg: CfgNode) -> None:
     node.IMS_PER_BATCH = _scaled_batch(node.IMS_PER_BATCH, factor, "SOLVER.BATCH_SCALE")
     node.BASE_LR *= factor
     node.BASE_LR_END *= factor
-    for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+    for key in ("MAX_ITER", "WARMUP_ITERS"):
         node[key] = round(node[key] / factor)
+    node.CHECKPOINT_PERIOD = _scaled_period(node.CHECKPOINT_PERIOD, factor)
     node.STEPS = tuple(round(step / factor) for step in node.STEPS)
-    cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / factor)
+    cfg.TEST.EVAL_PERIOD = _scaled_period(cfg.TEST.EVAL_PERIOD, factor)
     node.BATCH_SCALE = 1.0
     _report(node.IMS_PER_BATCH, node.BASE_LR, node.MAX_ITER)
 
@@ -80,10 +81,15 @@ def scale_lazy_batch(cfg: DictConfig) -> None:
     loader.total_batch_size = _scaled_batch(loader.total_batch_size, factor, "train.batch_scale")
     cfg.optimizer.lr *= factor
     train.max_iter = round(train.max_iter / factor)
-    train.eval_period = round(train.eval_period / factor)
-    train.checkpointer.period = round(train.checkpointer.period / factor)
+    train.eval_period = _scaled_period(train.eval_period, factor)
+    train.checkpointer.period = _scaled_period(train.checkpointer.period, factor)
     train.batch_scale = 1.0
     _report(loader.total_batch_size, cfg.optimizer.lr, train.max_iter)
+
+
+def _scaled_period(period: int, factor: float) -> int:
+    """In iterations; one that is off, at 0, stays off, and no other becomes so."""
+    return max(round(period / factor), 1) if period > 0 else period
 
 
 def _scaled_batch(images: int, factor: float, key: str) -> int:

@@ -108,9 +108,11 @@ class SeparateLoader:
         self.loader = loader
 
     def __iter__(self) -> Iterator[list[dict]]:
-        batches = iter(self.loader)
+        batches: Iterator[list[dict]] | None = None
         while True:
             states = np.random.get_state(), random.getstate(), torch.default_generator.get_state()
+            # A loader draws a seed for its workers when it begins.
+            batches = iter(self.loader) if batches is None else batches
             batch = next(batches, None)
             np.random.set_state(states[0])
             random.setstate(states[1])

@@ -50,6 +50,13 @@ def test_it_is_detectron2s_scaling_by_the_number_of_gpus(factor: float) -> None:
     assert ours["EVAL_PERIOD"] == theirs.TEST.EVAL_PERIOD
 
 
+def test_a_period_becomes_no_0_and_one_that_is_off_stays_off() -> None:
+    cfg = get_config(f"{NAME}.yaml")
+    cfg.SOLVER.BATCH_SCALE, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD = 8.0, 3, 0
+    scale_batch(cfg)
+    assert (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (1, 0)
+
+
 def test_one_changes_nothing() -> None:
     cfg = get_config(f"{NAME}.yaml")
     before = cfg.dump()

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from detectron2.engine import SimpleTrainer
 from torch import nn
 
+from spt_d2.checkpoint import SelectionCheckpointer
 from spt_d2.engine.ema import EMAHook
 
 
@@ -102,6 +104,29 @@ def test_a_resumed_average_goes_on_as_one_that_never_stopped() -> None:
         some_hook.after_step()
     with hook.average_weights(), resumed_hook.average_weights():
         assert_equal(state(resumed), state(model))
+
+
+def test_a_run_with_an_average_is_not_resumed_without_one(tmp_path) -> None:
+    """Its checkpoints hold the average as the model, and only the hook can put back what was trained."""
+
+    def run(average: bool, resume: bool) -> None:
+        model = make_model()
+        trainer = SimpleTrainer(model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+        hook = EMAHook(model, 0.9) if average else None
+        trainer.register_hooks([hook])
+        trainer.iter = 0
+        checkpointer = SelectionCheckpointer(model, str(tmp_path), ema=hook, trainer=trainer)
+        checkpointer.resume_or_load("", resume=resume)
+        if average:
+            hook.before_train()
+        checkpointer.save("model_0000000")
+
+    run(average=True, resume=False)
+    with pytest.raises(ValueError, match="expects an average of the weights .*\nHINT: resume with MODEL.EMA.ENABLED"):
+        run(average=False, resume=True)
+    run(average=True, resume=True)
+    run(average=False, resume=False)
+    run(average=False, resume=True)
 
 
 def test_a_decay_that_cannot_be_is_refused() -> None:

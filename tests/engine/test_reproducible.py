@@ -67,11 +67,14 @@ def generators() -> tuple:
     return np.random.rand(), random.random(), torch.rand(()).item()
 
 
-def test_reading_leaves_the_generators_of_this_process_alone() -> None:
+@pytest.mark.parametrize("grouped", [True, False])
+def test_reading_leaves_the_generators_of_this_process_alone(grouped: bool) -> None:
+    """Its beginning too, at which a loader of batches draws a seed: a resumed run begins at another iteration."""
     np.random.seed(0), random.seed(0), torch.manual_seed(0)
     expected = generators()
     seed_samplers(0)
-    loader = build_resumed_loader({"dataset": DATASET, "mapper": draw, "total_batch_size": 2, "num_workers": 0}, 0, 0)
+    options = {"dataset": DATASET, "mapper": draw, "total_batch_size": 2, "num_workers": 0}
+    loader = build_resumed_loader({**options, "aspect_ratio_grouping": grouped}, 0, 0)
     np.random.seed(0), random.seed(0), torch.manual_seed(0)
     next(iter(loader))
     assert generators() == expected
