@@ -7,11 +7,12 @@ from spt_d2.config_hierarchy import add_hierarchy, backbone_kind, check_hierarch
 from spt_d2.evaluation.average_precision import FLAVOURS
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS
 from spt_d2.ops.attention import BACKENDS
+from spt_d2.ops.gating import GATINGS
 from spt_d2.ops.labels import LABEL_SOURCES
 from spt_d2.ops.losses import REDUCTIONS
 from spt_d2.ops.packing import SEGMENTS
 from spt_d2.ops.padding import PACKINGS
-from spt_d2.ops.selection import GATINGS, NOISES, SELECTS
+from spt_d2.ops.selection import NOISES, SELECTS
 from spt_d2.ops.windows import ORDERS
 from spt_d2.peer_config import PEERS
 

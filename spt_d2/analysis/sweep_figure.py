@@ -1,6 +1,7 @@
 """A sweep as a picture: accuracy and milliseconds over keep ratio and token budget, for choosing an operating point."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def draw_sweep(record: Mapping[str, Any], title: str = "") -> np.ndarray:
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, draw in zip(panels, (_over_keep_ratio, _over_token_budget)):
         for axis, task in zip(axes, tasks):
-            draw(axis, points, lambda point, task=task: (point["accuracy"].get(task), None))
+            draw(axis, points, partial(_accuracy, task))
             axis.set_ylabel(f"{_TASKS.get(task, task)}, %", fontsize=9)
         draw(axes[-1], points, _milliseconds)
         axes[-1].set_ylabel("backbone, ms per image (bars: quartiles)", fontsize=9)
@@ -53,6 +54,10 @@ def draw_sweep(record: Mapping[str, Any], title: str = "") -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _accuracy(task: str, point: _Point) -> tuple[float | None, None]:
+    return point["accuracy"].get(task), None
 
 
 def _milliseconds(point: _Point) -> tuple[float | None, _Quartiles | None]:
@@ -70,9 +75,9 @@ def _over_keep_ratio(axis: Axes, points: Sequence[_Point], value_of: _Value) -> 
         for ratio, value, setting in _line(axis, points, kind, lambda point: 100 * point["keep_ratio"], value_of):
             axis.annotate(f"{setting:g}", (ratio, value), textcoords="offset points", xytext=(4, 4), fontsize=6)
     for point in points:
-        value, _ = value_of(point)
-        if point["kind"] == "configured" and value is not None:
-            place = [100 * point["keep_ratio"]], [value]
+        level, _ = value_of(point)
+        if point["kind"] == "configured" and level is not None:
+            place = [100 * point["keep_ratio"]], [level]
             axis.plot(*place, marker="*", markersize=13, linestyle="none", color="black", label="as configured")
 
 
@@ -88,9 +93,9 @@ def _over_token_budget(axis: Axes, points: Sequence[_Point], value_of: _Value) -
     axis.set_xticks([budget for budget, _, _ in drawn], [f"{budget:g}" for budget, _, _ in drawn])
     axis.minorticks_off()
     for point in points:
-        value, _ = value_of(point)
-        if point["kind"] == "configured" and value is not None:
-            axis.axhline(value, color="black", linestyle=":", linewidth=1, label="as configured")
+        level, _ = value_of(point)
+        if point["kind"] == "configured" and level is not None:
+            axis.axhline(level, color="black", linestyle=":", linewidth=1, label="as configured")
 
 
 def _line(
@@ -106,8 +111,10 @@ def _line(
     if drawn:
         places, values, bars, _ = zip(*drawn)
         spread = None if None in bars else np.asarray(bars).T
-        options = {"marker": _MARKERS[kind], "markersize": 4, "linewidth": 1.2, "label": _LABELS[kind]}
         # The colour of a kind is the same in all panels.
         color = f"C{list(_LABELS).index(kind)}"
-        axis.errorbar(places, values, yerr=spread, color=color, **options)
+        axis.errorbar(
+            places, values, yerr=spread, color=color, marker=_MARKERS[kind], markersize=4, linewidth=1.2,
+            label=_LABELS[kind],
+        )  # fmt: skip
     return [(place, value, setting) for place, value, _, setting in drawn]

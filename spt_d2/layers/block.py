@@ -14,9 +14,11 @@ from spt_d2.layers.mlp import Mlp
 from spt_d2.layers.observed import as_built, is_observed
 from spt_d2.layers.select_pack_attention import SelectPackAttention, SelectPackOptions
 from spt_d2.layers.window_attention import WindowAttention
+from spt_d2.ops.gating import gating_factor, straight_through
 from spt_d2.ops.packing import PackedLayout, pack_layout
 from spt_d2.ops.padding import pad_layout
-from spt_d2.ops.selection import gating_factor, select_tokens, straight_through
+from spt_d2.ops.selection import select_tokens
+from spt_d2.ops.shape_cache import is_traced
 
 
 class SwinBlock(nn.Module):
@@ -66,7 +68,9 @@ class SwinBlock(nn.Module):
         Returns:
             (B, H, W, C).
         """
-        return chunked.swin_block(self, x, in_place) if x.is_cpu and self._is_as_built() else self.whole_map(x)
+        # A trace of chunks would be of one batch size.
+        in_chunks = x.is_cpu and not is_traced() and self._is_as_built()
+        return chunked.swin_block(self, x, in_place) if in_chunks else self.whole_map(x)
 
     def whole_map(self, x: Tensor) -> Tensor:
         """:meth:`forward` over all windows at once."""
@@ -110,6 +114,7 @@ class SelectPackBlock(nn.Module):
         options: see :class:`SelectPackOptions`.
         shift_size: 0, or M // 2: the tokens' order, and window segments, follow the shifted windows.
         has_gate: False where the stage's first block decides for all.
+        seed: of ``select="random"`` in evaluation; its own for each block of a network.
         mlp_ratio, qkv_bias, drop, attn_drop, drop_path: see :class:`SwinBlock`.
     """
 
@@ -120,6 +125,7 @@ class SelectPackBlock(nn.Module):
         options: SelectPackOptions,
         shift_size: int = 0,
         has_gate: bool = True,
+        seed: int = 0,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop: float = 0.0,
@@ -127,7 +133,7 @@ class SelectPackBlock(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        self.options, self.shift_size = options, shift_size
+        self.options, self.shift_size, self.seed = options, shift_size, seed
         self.pos_conv = None
         if options.position == "conv":
             self.pos_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
@@ -201,7 +207,7 @@ class SelectPackBlock(nn.Module):
             keep_ratio=options.keep_ratio,
             token_budget=0 if self.training else options.token_budget,
             labels=labels,
-            deterministic=not self.training,
+            seed=None if self.training else self.seed,
         )
         return Decision(score=score, keep_mask=keep_mask, soft=soft)
 
@@ -237,7 +243,7 @@ class SelectPackBlock(nn.Module):
     def _attends_in_chunks(self, x: Tensor, layout: PackedLayout) -> bool:
         packed = self.options.packing == "containers" and self.options.proj_tokens == "selected"
         # A trace is to be of one size of map, not of so many chunks.
-        if not packed or layout.is_ragged or layout.num_tokens == 0 or torch.jit.is_tracing():
+        if not packed or layout.is_ragged or layout.num_tokens == 0 or is_traced():
             return False
         parts = self.attn, self.proj_drop, self.drop_path
         kinds = SelectPackAttention, nn.Dropout, DropPath

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from spt_d2.layers.linear import apply_linear
 from spt_d2.ops.attention import BACKENDS, packed_attention
+from spt_d2.ops.gating import GATINGS
 from spt_d2.ops.packing import PackedLayout, check_segment
 from spt_d2.ops.padding import PACKINGS
 from spt_d2.ops.rotary import apply_rotary, rotary_angles
-from spt_d2.ops.selection import GATINGS, NOISES, SELECTS
+from spt_d2.ops.selection import NOISES, SELECTS
 from spt_d2.ops.windows import ORDERS
 
 POSITIONS = ("none", "rope", "conv", "relative_bias")
@@ -28,7 +29,7 @@ class SelectPackOptions:
         window_size: M of the token order and of the position bias table (7).
         container_size: L, in tokens; 0 stands for window_size squared (49).
         gate: ``per_block`` (paper) or ``per_stage``: one decision for all blocks of a stage.
-        gating: ``sigmoid`` (eq. 5), ``centred`` or ``none``; see :func:`spt_d2.ops.selection.gating_factor`.
+        gating: ``sigmoid`` (eq. 5), ``centred`` or ``none``; see :func:`spt_d2.ops.gating.gating_factor`.
         select: ``gate`` (paper), ``topk``, ``random``, ``oracle`` or ``all``.
         keep_ratio: in (0, 1], for ``topk`` and ``random``.
         token_budget: at inference, the most tokens a block keeps of an image, those of highest score; 0 for no limit.

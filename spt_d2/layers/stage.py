@@ -97,7 +97,7 @@ class SelectPackStage(Stage):
         # It is the options'.
         del arguments["window_size"]
         has_gate = self.options.gate == "per_block" or number == 0
-        return SelectPackBlock(options=self.options, has_gate=has_gate, **arguments)
+        return SelectPackBlock(options=self.options, has_gate=has_gate, seed=1000 * self.stage + number, **arguments)
 
     def forward(
         self, x: Tensor, valid: Tensor, score_up: Tensor | None = None, labels: Tensor | None = None

@@ -20,7 +20,7 @@ def hard_gumbel(score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         keep_mask (B, H, W) bool; and policy (B, H, W), ``keep_mask`` as exact zeros and ones, with the slope of the
         relaxed decision in its gradient: for tokens that are not kept too, unlike
-        :func:`~spt_d2.ops.selection.straight_through`.
+        :func:`~spt_d2.ops.gating.straight_through`.
     """
     keep_mask, soft = select_tokens(score, valid, threshold=EVEN, noise="logistic")
     slope = torch.where(valid, soft - soft.detach(), 0.0)

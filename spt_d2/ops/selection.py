@@ -18,7 +18,6 @@ from spt_d2.ops.packing import PackedLayout
 
 NOISES = ("logistic", "gumbel", "none")
 SELECTS = ("gate", "topk", "random", "oracle", "all")
-GATINGS = ("sigmoid", "centred", "none")
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def select_tokens(
     keep_ratio: float = 1.0,
     token_budget: int = 0,
     labels: Tensor | None = None,
-    deterministic: bool = False,
+    seed: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """
     The keep rule (eq. 6, App. A): ``sigmoid((score + noise) / tau) > threshold``, and its controls.
@@ -222,7 +221,8 @@ def select_tokens(
             those of highest score stay, ties by raster order: the number of tokens, and so the time, has a bound. Pass
             0 in training: the relaxed decision knows a token's own score only, not who took its place.
         labels: (B, H, W) uint8 selection labels, for ``oracle``.
-        deterministic: ``random`` then draws the same tokens at every call; for evaluation.
+        seed: ``random`` then draws the same tokens at every call, in every image of a size, whatever batch and padding
+            it is in; for evaluation, where each block has its own. None draws from torch's generator.
 
     Returns:
         keep_mask (B, H, W) bool, and soft (B, H, W): the relaxed decision, in (0, 1).
@@ -235,9 +235,7 @@ def select_tokens(
     elif select == "topk":
         keep = _highest(logits, valid, _share(valid, keep_ratio))
     elif select == "random":
-        generator = torch.Generator().manual_seed(0) if deterministic else None
-        rank = torch.rand(valid.shape, generator=generator, device="cpu" if deterministic else valid.device)
-        keep = _highest(rank.to(valid.device), valid, _share(valid, keep_ratio))
+        keep = _highest(_random_rank(valid, seed), valid, _share(valid, keep_ratio))
     elif select == "oracle":
         if labels is None:
             raise ValueError(
@@ -257,6 +255,15 @@ def select_tokens(
     return keep, soft
 
 
+def _random_rank(valid: Tensor, seed: int | None) -> Tensor:
+    """(B, H, W) float32 in [0, 1); under a seed the n-th valid token of every image has the n-th number."""
+    if seed is None:
+        return torch.rand(valid.shape, device=valid.device)
+    number = valid.flatten(1).cumsum(dim=1).sub_(1).clamp_(min=0)
+    drawn = torch.rand(number.shape[1], generator=torch.Generator().manual_seed(seed), device="cpu")
+    return drawn.to(valid.device)[number].view(valid.shape)
+
+
 def _share(valid: Tensor, ratio: float) -> Tensor:
     """(B,) long: ceil(ratio * valid tokens) of each image."""
     # In whole millionths: float32 would round 0.09 * 600 up to 55, and not every device has float64.
@@ -272,31 +279,3 @@ def _highest(rank: Tensor, among: Tensor, counts: Tensor) -> Tensor:
     keep = torch.zeros_like(flat, dtype=torch.bool)
     keep.scatter_(1, order, position < counts[:, None])
     return keep.view_as(among)
-
-
-def straight_through(soft: Tensor, decides: bool) -> Tensor:
-    """
-    Factor for kept tokens: 1 in value, the slope of the relaxed decision in gradient (eq. 6).
-
-    Where the score does not decide (``select`` random, oracle or all) the slope is 0, which still connects the gate to
-    the graph: distributed training wants a gradient for every parameter.
-    """
-    slope = soft - soft.detach()
-    return 1.0 + (slope if decides else 0.0 * slope)
-
-
-def gating_factor(score: Tensor, gating: str, threshold: float) -> Tensor | None:
-    """
-    Factor in (0, 1) by which kept tokens enter the attention branch (eq. 5), or None for ``none``.
-
-    ``sigmoid`` is the paper's. ``centred`` is one half at the border of the keep rule:
-    ``sigmoid(score - logit(threshold))``; a calibrated score is far below 1 for nearly every token, and the
-    literal factor then shrinks queries, keys and values alike.
-    """
-    if gating == "none":
-        return None
-    if gating == "sigmoid":
-        return torch.sigmoid(score)
-    if gating == "centred":
-        return torch.sigmoid(score - math.log(threshold / (1.0 - threshold)))
-    raise ValueError(f"gating expects one of {GATINGS}. Got {gating!r}.")

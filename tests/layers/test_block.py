@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spt_d2.layers.block import Decision, SelectPackBlock, SwinBlock
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, POSITIONS, PROJ_TOKENS, SelectPackOptions
-from spt_d2.ops.selection import GATINGS
+from spt_d2.ops.gating import GATINGS
 from tests import reference
 
 DIM, HEADS, WINDOW = 8, 2, 3

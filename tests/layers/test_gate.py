@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from spt_d2.layers.gate import OutputGate, SelectionGate, initial_gate_bias
-from spt_d2.ops.selection import GATINGS, select_tokens
+from spt_d2.ops.gating import GATINGS
+from spt_d2.ops.selection import select_tokens
 from tests import reference
 
 

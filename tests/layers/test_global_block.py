@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spt_d2.layers.global_block import GlobalAttention, GlobalBlock, GlobalSelectPackBlock
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, PROJ_TOKENS, SelectPackOptions
-from spt_d2.ops.selection import GATINGS
+from spt_d2.ops.gating import GATINGS
 from tests import reference
 
 from .test_block import make_block, slow_block, slow_decision

@@ -11,7 +11,7 @@ from torch import Tensor
 from spt_d2.layers.block import Decision, SelectPackBlock
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, POSITIONS, PROJ_TOKENS, SelectPackOptions
 from spt_d2.ops import attention as ops
-from spt_d2.ops.selection import GATINGS
+from spt_d2.ops.gating import GATINGS
 from tests import reference
 from tests.layers.test_block import DIM, HEADS, make_block, slow_block
 

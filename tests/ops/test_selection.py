@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spt_d2.ops import selection as ops
+from spt_d2.ops.gating import gating_factor, straight_through
 from spt_d2.ops.packing import pack_layout
 from tests import reference
 
@@ -183,7 +184,7 @@ def test_random_is_uniform_over_valid_tokens():
         assert (seen - share).abs().max() < 5 * math.sqrt(share * (1 - share) / 2000)
 
 
-def test_random_draws_anew_unless_it_is_to_be_deterministic():
+def test_random_draws_anew_unless_it_has_a_seed():
     score, valid = torch.randn(2, 6, 6), torch.ones(2, 6, 6, dtype=torch.bool)
 
     def draw(**options):
@@ -191,11 +192,19 @@ def test_random_draws_anew_unless_it_is_to_be_deterministic():
 
     assert not torch.equal(draw(), draw())
     state = torch.get_rng_state()
-    assert torch.equal(draw(deterministic=True), draw(deterministic=True))
+    assert torch.equal(draw(seed=3), draw(seed=3)) and not torch.equal(draw(seed=3), draw(seed=4))
     # It has a generator of its own, and leaves training's alone.
     assert torch.equal(torch.get_rng_state(), state)
-    first, second = draw(deterministic=True)
-    assert not torch.equal(first, second)
+
+
+def test_a_seeded_draw_of_an_image_depends_on_neither_batch_nor_padding():
+    score, valid = torch.randn(2, 9, 7), torch.zeros(2, 9, 7, dtype=torch.bool)
+    valid[0], valid[1, :6, :5] = True, True
+    both, _ = ops.select_tokens(score, valid, select="random", keep_ratio=0.5, seed=1)
+    for image, (height, width) in enumerate(((9, 7), (6, 5))):
+        alone = valid[image : image + 1, :height, :width]
+        keep, _ = ops.select_tokens(torch.randn(alone.shape), alone, select="random", keep_ratio=0.5, seed=1)
+        assert torch.equal(both[image, :height, :width], keep[0]) and keep.sum() == math.ceil(height * width / 2)
 
 
 def test_oracle_keeps_what_is_labelled_object():
@@ -245,7 +254,7 @@ def test_gradient_of_soft_is_the_slope_of_the_sigmoid():
 def test_straight_through_is_one_in_value_and_soft_in_gradient():
     soft = torch.rand(7, dtype=torch.float64, requires_grad=True)
     for decides, slope in ((True, 1.0), (False, 0.0)):
-        factor = ops.straight_through(soft, decides)
+        factor = straight_through(soft, decides)
         assert (factor == 1).all()
         (gradient,) = torch.autograd.grad(factor.sum(), soft)
         assert (gradient == slope).all()
@@ -253,12 +262,12 @@ def test_straight_through_is_one_in_value_and_soft_in_gradient():
 
 def test_gating_factors():
     score = torch.tensor([-2.0, 0.0, 3.0])
-    assert ops.gating_factor(score, "none", 0.05) is None
-    reference.close(ops.gating_factor(score, "sigmoid", 0.05), 1 / (1 + torch.exp(-score)))
+    assert gating_factor(score, "none", 0.05) is None
+    reference.close(gating_factor(score, "sigmoid", 0.05), 1 / (1 + torch.exp(-score)))
     border = torch.tensor([math.log(0.05 / 0.95)])
-    assert ops.gating_factor(border, "centred", 0.05).item() == pytest.approx(0.5)
+    assert gating_factor(border, "centred", 0.05).item() == pytest.approx(0.5)
     expected = 1 / (1 + torch.exp(-(score - border)))
-    reference.close(ops.gating_factor(score, "centred", 0.05), expected)
+    reference.close(gating_factor(score, "centred", 0.05), expected)
 
 
 def test_split_selections_cuts_padding_off_and_shares_pairs_by_kept_tokens():
@@ -297,7 +306,7 @@ def test_split_selections_of_an_empty_batch_and_of_none_at_all():
     [
         (lambda s, v: ops.select_tokens(s, v, select="best"), "select expects one of .*Got 'best'"),
         (lambda s, v: ops.select_tokens(s, v, noise="white"), "noise expects one of .*Got 'white'"),
-        (lambda s, v: ops.gating_factor(s, "relu", 0.1), "gating expects one of .*Got 'relu'"),
+        (lambda s, v: gating_factor(s, "relu", 0.1), "gating expects one of .*Got 'relu'"),
         (
             lambda s, v: ops.select_tokens(s, v, select="oracle"),
             "select='oracle' expects selection labels(.|\n)*HINT: use SelectionDatasetMapper",

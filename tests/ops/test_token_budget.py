@@ -39,8 +39,8 @@ def test_budget_keeps_what_the_loop_keeps(seed, select, budget, levels):
     valid[2] = False
     score = torch.randint(-levels, levels, (3, 4, 7), generator=generator) / 7
     label = torch.randint(0, 2, (3, 4, 7), generator=generator, dtype=torch.uint8)
-    # Deterministic, or random would draw others the second time.
-    rule = {"select": select, "keep_ratio": 0.6, "threshold": 0.3, "labels": label, "deterministic": True}
+    # With a seed, or random would draw others the second time.
+    rule = {"select": select, "keep_ratio": 0.6, "threshold": 0.3, "labels": label, "seed": 0}
     unlimited, _ = select_tokens(score, valid, **rule)
     keep, soft = select_tokens(score, valid, **rule, token_budget=budget)
     assert torch.equal(keep, within_budget(unlimited, score, budget))

@@ -36,6 +36,8 @@ class DAT(Swin):
         **swin: arguments of :class:`Swin`.
     """
 
+    takes_any_patch_size = False
+
     def __init__(
         self,
         *,

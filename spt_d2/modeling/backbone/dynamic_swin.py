@@ -44,6 +44,8 @@ class DynamicSwin(Swin):
         **swin: arguments of :class:`Swin`.
     """
 
+    takes_any_patch_size = False
+
     def __init__(
         self,
         *,

@@ -33,6 +33,8 @@ class SparseViT(Swin):
         **swin: arguments of :class:`Swin`.
     """
 
+    takes_any_patch_size = False
+
     def __init__(
         self,
         *,

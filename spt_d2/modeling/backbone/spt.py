@@ -31,6 +31,8 @@ class SPT(Swin):
         **swin: arguments of :class:`Swin`.
     """
 
+    takes_any_patch_size = False
+
     def __init__(
         self,
         *,

@@ -37,6 +37,8 @@ class SvitGatedSwin(Swin):
         **swin: arguments of :class:`Swin`.
     """
 
+    takes_any_patch_size = False
+
     def __init__(
         self,
         *,

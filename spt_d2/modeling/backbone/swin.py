@@ -25,7 +25,7 @@ class Swin(FreezableBackbone):
     Parameter names are those of Swin's checkpoints and of Detectron2's ``SwinTransformer``.
 
     Args:
-        patch_size: stride of the first stage, in pixels.
+        patch_size: stride of the first stage, in pixels; backbones that select take 4 only.
         in_channels: of the image.
         embed_dim: C, channels of the first stage; each further stage doubles them.
         depths: blocks per stage.
@@ -40,6 +40,9 @@ class Swin(FreezableBackbone):
         freeze_at: 0 freezes nothing, 1 the patch embedding, k the stages before the k-th too.
         use_checkpoint: recompute activations in the backward pass, block by block: less memory, more time.
     """
+
+    # Selections, their labels, and what is made for a map's size count on strides of 4, 8, 16, 32.
+    takes_any_patch_size = True
 
     def __init__(
         self,
@@ -61,6 +64,8 @@ class Swin(FreezableBackbone):
     ):
         super().__init__()
         self._check_arguments(depths, num_heads, out_features, freeze_at)
+        if patch_size != 4 and not self.takes_any_patch_size:
+            raise ValueError(f"{type(self).__name__}(patch_size=) expects 4, for strides of 4 to 32. Got {patch_size}.")
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
         self.pos_drop = nn.Dropout(drop_rate)
         # On the CPU whatever the default device is: a model may be built on the meta device, to count or to shard it.

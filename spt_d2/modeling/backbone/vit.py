@@ -139,6 +139,7 @@ class ViT(FreezableBackbone):
             options=self.options,
             shift_size=self.options.window_size // 2 * (i % 2),
             has_gate=self.options.gate == "per_block" or i == self.spa_blocks[0],
+            seed=i,
             **arguments,
         )
 

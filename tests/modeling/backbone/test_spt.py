@@ -15,10 +15,11 @@ from tests.modeling.nano import FEATURES, SIZES, images, nano_spt, nano_swin
 
 from spt_d2.layers.gate import SelectionGate  # isort: skip
 from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, POSITIONS, PROJ_TOKENS  # isort: skip
-from spt_d2.modeling import SPT  # isort: skip
+from spt_d2.modeling import DAT, SPT, DynamicSwin, SparseViT, SvitGatedSwin  # isort: skip
 from spt_d2.modeling.backbone import spt as spt_module  # isort: skip
 from spt_d2.ops.padding import PACKINGS  # isort: skip
-from spt_d2.ops.selection import GATINGS, NOISES, SELECTS  # isort: skip
+from spt_d2.ops.gating import GATINGS  # isort: skip
+from spt_d2.ops.selection import NOISES, SELECTS  # isort: skip
 
 SUBSETS = [stages for n in range(1, 5) for stages in itertools.combinations((1, 2, 3, 4), n)]
 
@@ -435,3 +436,20 @@ def test_the_gpu_gives_what_the_cpu_gives():
         actual = model.cuda()(x.cuda())
     for name in FEATURES:
         reference.close(actual[name].cpu(), expected[name], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [SPT, DAT, DynamicSwin, SparseViT, SvitGatedSwin])
+def test_backbones_that_select_refuse_a_stride_that_selections_do_not_have(kind):
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\(patch_size=\) expects 4.*Got 2"):
+        kind(patch_size=2)
+
+
+def test_random_selection_is_every_blocks_own_and_the_images_own_in_evaluation():
+    """As in training; the same tokens in all blocks would be a worse control."""
+    model = nano_spt(select="random", keep_ratio=0.25, depths=(1, 1, 4, 1)).eval()
+    x = images(2, 96, 64)
+    selections = [one for one in model.forward_with_selections(x)[1] if one.stage == 3 and one.keep_mask is not None]
+    kept = torch.stack([one.keep_mask[0] for one in selections])
+    assert all(not torch.equal(kept[0], other) for other in kept[1:])
+    alone = [one for one in model.forward_with_selections(x[1:])[1] if one.stage == 3 and one.keep_mask is not None]
+    assert all(torch.equal(one.keep_mask[1], other.keep_mask[0]) for one, other in zip(selections, alone))

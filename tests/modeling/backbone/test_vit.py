@@ -19,7 +19,8 @@ from spt_d2.layers.select_pack_attention import FFN_TOKENS, GATES, PROJ_TOKENS  
 from spt_d2.modeling import ViT  # isort: skip
 from spt_d2.modeling.backbone import spt as spt_module  # isort: skip
 from spt_d2.ops.padding import PACKINGS  # isort: skip
-from spt_d2.ops.selection import GATINGS, NOISES, SELECTS  # isort: skip
+from spt_d2.ops.gating import GATINGS  # isort: skip
+from spt_d2.ops.selection import NOISES, SELECTS  # isort: skip
 from spt_d2.vit_weights import vit_state_dict  # isort: skip
 
 
