@@ -1,6 +1,7 @@
 """What can be known to go wrong before hours are spent."""
 
 import os
+import tempfile
 from collections.abc import Iterable
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -64,6 +65,23 @@ def check_results(plan: Plan, folder: str | os.PathLike[str]) -> None:
             f"{os.fspath(folder)} expects results of the plan '{plan.name}' with the reference '{plan.reference}' and "
             f"of its variants {list(configs)}. Got those of:\n{listed}\n{ONE_FOLDER_EACH}"
         )
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """
+    Make the folder of results, before hours of work for it.
+
+    Raises:
+        ValueError: one that cannot be made or written to.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--results expects a folder that can be written to. Got {os.fspath(folder)}: {error}"
+        ) from error
 
 
 def _expect_data(name: str) -> None:

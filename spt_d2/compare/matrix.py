@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spt_d2.compare.checks import check_results, check_runs
+from spt_d2.compare.checks import check_folder, check_results, check_runs
 from spt_d2.compare.job import BUSY, Job, build_job, check_settings, run_settings
 from spt_d2.compare.plan import Plan, Run
 from spt_d2.compare.progress import describe_result, estimate_left, progress_of
@@ -94,6 +94,7 @@ class Matrix:
             KeyboardInterrupt: after the processes were ended.
         """
         check_results(self.plan, self.results)
+        check_folder(self.results)
         done = {run.key for run in self.finished()}
         waiting = [run for run in self.plan.runs() if run.key not in done]
         self.total, self.done = len(done) + len(waiting), len(done)
@@ -141,7 +142,7 @@ class Matrix:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (_PACKAGE_PARENT, os.environ.get("PYTHONPATH"))))
         with open(file.parent / OUTPUT_FILE, "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "spt_d2.compare.worker", str(file)],
+                [sys.executable, "-m", "spt_d2.compare.worker", str(file), str(os.getpid())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

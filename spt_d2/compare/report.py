@@ -43,12 +43,13 @@ class Row:
     Attributes:
         data_set: ``all`` where pooled.
         variant: its name.
-        seeds: of its runs.
+        seeds: of its runs; where pooled, those that have all its data sets.
         sets: number of data sets.
         figures: by the names of :data:`FIGURES`; those are left out that no run knows. Where pooled, means over data
             sets of each seed, then over seeds.
         box, segm: difference in AP from the reference, paired; None for the reference and where nothing can be paired.
-        cost: executed multiply-adds over those of the reference, the mean over pairs.
+        cost: executed multiply-adds over those of the reference; the mean over pairs of a data set, then over data
+            sets.
     """
 
     data_set: str
@@ -137,20 +138,21 @@ def _row(
     pairs: Sequence[tuple[Result, Result]],
 ) -> Row:
     is_reference = any(result is other for result, other in pairs)
-    ratios = [
-        result["macs_g"]["executed"] / other["macs_g"]["executed"]
-        for result, other in pairs
-        if result["macs_g"]["executed"] and other["macs_g"]["executed"]
-    ]
+    data_sets = {result["data_set"] for result in own}
+    ratios: dict[str, list[float]] = {}
+    for result, other in pairs:
+        costs = [each["macs_g"]["executed"] for each in (result, other)]
+        if all(costs):
+            ratios.setdefault(result["data_set"], []).append(costs[0] / costs[1])
     return Row(
         data_set=data_set,
         variant=variant,
-        seeds=tuple(sorted({result["seed"] for result in own})),
-        sets=len({result["data_set"] for result in own}),
+        seeds=tuple(_whole_seeds(own)),
+        sets=len(data_sets),
         figures={name: estimate(numbers) for name, numbers in values.items() if numbers},
         box=None if is_reference else _difference(pairs, "box"),
         segm=None if is_reference else _difference(pairs, "segm"),
-        cost=estimate(ratios).mean if ratios else None,
+        cost=estimate([estimate(each).mean for each in ratios.values()]).mean if ratios else None,
     )
 
 
@@ -169,11 +171,16 @@ def _values(results: Iterable[Result], path: Sequence[str]) -> list[float]:
 
 def _seed_means(results: Sequence[Result], path: Sequence[str]) -> list[float]:
     """By seed the mean over data sets, of the seeds that have all of them; data sets differ more than seeds do."""
-    data_sets = {result["data_set"] for result in results}
     means = []
-    for seed in sorted({result["seed"] for result in results}):
-        of_seed = [result for result in results if result["seed"] == seed]
+    for of_seed in _whole_seeds(results).values():
         values = _values(of_seed, path)
-        if {result["data_set"] for result in of_seed} == data_sets and len(values) == len(of_seed):
+        if len(values) == len(of_seed):
             means.append(sum(values) / len(values))
     return means
+
+
+def _whole_seeds(results: Sequence[Result]) -> dict[int, list[Result]]:
+    """The results of each seed that has all data sets, by seed."""
+    data_sets = {result["data_set"] for result in results}
+    by_seed = {seed: [r for r in results if r["seed"] == seed] for seed in sorted({r["seed"] for r in results})}
+    return {seed: own for seed, own in by_seed.items() if {result["data_set"] for result in own} == data_sets}

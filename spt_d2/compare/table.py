@@ -87,7 +87,7 @@ def _cells(row: Row, on_front: bool) -> list[str]:
         row.variant,
         str(len(row.seeds)),
         one("box_AP", 1, error=True),
-        _difference(row.box),
+        _difference(row.box) + _pairs(row, row.box),
         _p_value(row.box),
         row.verdict,
         "yes" if on_front else "",
@@ -95,7 +95,7 @@ def _cells(row: Row, on_front: bool) -> list[str]:
         one("box_AP75", 1),
         several([f"box_{size}" for size in sizes], 1),
         one("segm_AP", 1, error=True),
-        _difference(row.segm),
+        _difference(row.segm) + _pairs(row, row.segm),
         one("segm_AP50", 1),
         several([f"segm_{size}" for size in sizes], 1),
         one("keep_ratio", 2, error=True),
@@ -121,6 +121,13 @@ def _difference(found: PairedDifference | None) -> str:
     if found is None:
         return ""
     return f"{found.mean:+.2f}" if found.error is None else f"{found.mean:+.2f} ± {found.error:.2f}"
+
+
+def _pairs(row: Row, found: PairedDifference | None) -> str:
+    """How many pairs a pooled difference is of: where seeds lack data sets, more than seeds times sets would say."""
+    if row.data_set != POOLED or found is None:
+        return ""
+    return f" ({found.number} pair{'s' * (found.number != 1)})"
 
 
 def _p_value(found: PairedDifference | None) -> str:

@@ -1,7 +1,7 @@
 """
 One run in a process of its own: train, evaluate, measure, write the results file.
 
-    python -m spt_d2.compare.worker RUN_FOLDER/run.json
+    python -m spt_d2.compare.worker RUN_FOLDER/run.json [PARENT'S PROCESS NUMBER, to end with it]
 """
 
 import argparse
@@ -27,6 +27,7 @@ from detectron2.utils.logger import setup_logger
 
 from spt_d2.analysis.model_report import parameter_counts
 from spt_d2.compare.job import BUSY, Job
+from spt_d2.compare.parent import end_with
 from spt_d2.compare.recorder import ProgressFile, RunRecord, forward_milliseconds
 from spt_d2.engine.initial import initial_weights, load_agreeing
 from spt_d2.engine.setup import load_config
@@ -170,7 +171,9 @@ def sole_owner(folder: str) -> Iterator[bool]:
 
 def main(argv: list[str]) -> int:
     """The exit status: 0 where the results file is there."""
-    (job_file,) = argv
+    job_file, *parent = argv
+    for number in parent:
+        end_with(int(number))
     job = Job.read(job_file)
     # Third parties' warnings name nothing that a reader of this log could change.
     warnings.simplefilter("ignore")
@@ -178,8 +181,8 @@ def main(argv: list[str]) -> int:
         if not alone:
             return BUSY
         if not os.path.exists(job.results):
-            results = perform(job)
             os.makedirs(os.path.dirname(job.results), exist_ok=True)
+            results = perform(job)
             write_summary(job.results, results)
             keep_final_weights(Path(job.output))
     return 0

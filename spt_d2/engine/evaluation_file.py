@@ -48,6 +48,12 @@ class EvaluationFile:
         self.commit = code_commit() if comm.is_main_process() else None
         if comm.is_main_process() and not args.eval_only and not getattr(args, "resume", False):
             self.path.unlink(missing_ok=True)
+            if (self.path.parent / "last_checkpoint").exists():
+                logger.warning(
+                    "%s holds checkpoints of an earlier run, which this one writes over.\n"
+                    "HINT: --resume goes on with that run; OUTPUT_DIR (train.output_dir) names another folder.",
+                    folder,
+                )
 
     def write(
         self, results: Mapping[str, Any], *, train: Sequence[str], test: Sequence[str], seed: int, device: str

@@ -82,6 +82,16 @@ def test_a_comparison_is_refused_where_results_of_another_lie(plan: Plan, others
     assert not said and not (tmp_path / "runs").exists()
 
 
+def test_results_that_cannot_be_written_are_said_before_anything_is_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    with pytest.raises(ValueError, match="--results expects a folder that can be written to. Got .*file/results"):
+        Matrix(
+            comparison("dense", "spt"), str(tmp_path / "runs"), str(tmp_path / "file/results"), 1, 1, said.append
+        ).perform()
+    assert not said and not (tmp_path / "runs").exists()
+
+
 def test_a_plan_with_more_variants_or_only_a_part_of_it_goes_on_among_its_results(tmp_path: Path) -> None:
     named = {"plan": "comparison"}
     folder = write(tmp_path, [result(**named), result(variant="spt", **named), result(variant="spt", seed=7, **named)])

@@ -60,6 +60,19 @@ def test_pooled_differences_are_over_all_pairs_of_data_set_and_seed():
     assert row_of(rows, POOLED, "dense").box is None
 
 
+def test_pooled_figures_are_of_the_seeds_that_have_all_sets_and_cost_is_a_mean_over_sets():
+    """Where two seeds of plates are missing, differences are over four pairs, and AP and cost lean to neither set."""
+    results = [r for r in three_seeds() if r["data_set"] == "shapes" or r["seed"] == 0]
+    for one in results:
+        if (one["data_set"], one["variant"]) == ("plates", "spt"):
+            one["macs_g"] = {**one["macs_g"], "executed": 2.0 * one["macs_g"]["executed"]}
+    row, shapes, plates = (row_of(report_rows(results), name, "spt") for name in (POOLED, "shapes", "plates"))
+    assert row.seeds == (0,) and row.box.number == 4 and row.figures["box_AP"].number == 1
+    assert row.cost == pytest.approx((shapes.cost + plates.cost) / 2) and shapes.cost != plates.cost
+    (line,) = [line for line in comparison_table(report_rows(results)).splitlines() if "| pooled, 2 sets | spt" in line]
+    assert "(4 pairs)" in line and cells(line)[2] == "1"
+
+
 def test_a_run_whose_partner_is_missing_counts_for_the_mean_and_not_for_the_difference():
     results = [r for r in three_seeds() if (r["data_set"], r["variant"], r["seed"]) != ("shapes", "dense", 1)]
     row = row_of(report_rows(results), "shapes", "spt")

@@ -141,6 +141,17 @@ def test_a_training_begins_without_an_earlier_ones_file_unless_it_goes_on_with_i
     assert not begin(resume=False)
 
 
+def test_a_training_that_writes_over_the_checkpoints_of_another_says_so(tmp_path, caplog):
+    def begin(**more) -> bool:
+        caplog.clear()
+        EvaluationFile(str(tmp_path), "p", arguments(**more))
+        return "which this one writes over.\nHINT: --resume" in caplog.text
+
+    assert not begin(resume=False)
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    assert begin(resume=False) and not begin(resume=True) and not begin(eval_only=True)
+
+
 def test_an_evaluation_leaves_the_file_of_a_training(registered, tmp_path):
     """It knows neither the seed of the training nor what its overrides were."""
     trained = written(tmp_path, arguments("SOLVER.BASE_LR", "1.0"), RESULTS)
