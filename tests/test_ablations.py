@@ -169,6 +169,9 @@ def test_box_labels_are_drawn_from_boxes_where_the_default_is_masks() -> None:
         "COCO-InstanceSegmentation/cascade_mask_rcnn_spt_t_fpn_3x_literal",
         "COCO-Detection/retinanet_spt_t_fpn_1x",
         "COCO-Detection/retinanet_swin_t_fpn_3x",
+        # Table 8.
+        "BDD100K-Detection/faster_rcnn_spt_t_fpn_3x",
+        "BDD100K-Detection/faster_rcnn_spt_t12_fpn_3x",
         "BDD100K-Detection/faster_rcnn_spt_t_fpn_3x_sparse",
         "BDD100K-Detection/faster_rcnn_swin_t_fpn_3x",
     ],
