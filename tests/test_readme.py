@@ -41,8 +41,15 @@ def test_the_table_of_the_demo_is_that_of_its_results_files(name, column):
     (box,), (mask,), (macs,) = (record.metrics[key] for key in ("box_ap", "mask_ap", "executed_macs_g"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("| ")]
     cells = {row[0]: row[column] for row in rows if len(row) == 3}
-    assert cells["box AP / AP50, %"].startswith(f"{box:.1f} /")
-    assert cells["mask AP / AP50, %"].startswith(f"{mask:.1f} /")
+    (box50,), (mask50,) = (record.metrics[key] for key in ("box_ap50", "mask_ap50"))
+    assert cells["box AP / AP50, %"] == f"{box:.1f} / {box50:.1f}"
+    assert cells["mask AP / AP50, %"] == f"{mask:.1f} / {mask50:.1f}"
+    if "keep_ratio" in record.metrics:
+        third, fourth, retention = (
+            f"{100 * record.metrics[key][0]:.1f}" for key in ("keep_ratio_stage3", "keep_ratio_stage4", "retention")
+        )
+        assert cells["tokens kept (keep ratio), stage 3 / 4, %"] == f"{third} / {fourth}"
+        assert cells["object tokens kept (retention), %"] == retention
     assert cells["multiply-adds of the backbone per image, 10^9"] == f"{macs:.3f}"
     assert f"commit {record.commit[:7]}" in README
 
