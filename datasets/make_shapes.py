@@ -4,7 +4,9 @@ Make **Shapes**, the embedded data set: pictures of ``shapes_scene.py`` as JPEG 
 Picture ``i`` of a split is the same whatever the number of pictures and of workers. ``datasets/README.md`` says what
 is drawn. Needs numpy and cv2 only. Run it, or load it from its path and call :func:`make_shapes`:
 
-    python datasets/make_shapes.py --output datasets/shapes
+    python datasets/make_shapes.py
+
+fills datasets/shapes, or $DETECTRON2_DATASETS/shapes, where training looks for it, or --output.
 """
 
 from __future__ import annotations
@@ -197,7 +199,9 @@ def main() -> None:
         description="Make the Shapes data set: COCO json and JPEG pictures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output", default="datasets/shapes", help="folder to fill")
+    # As spt_d2.data.datasets.dataset_root has it, which needs Detectron2.
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    parser.add_argument("--output", default=os.path.join(root, "shapes"), help="folder to fill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-train", type=int, default=1200, help="training pictures")
     parser.add_argument("--num-val", type=int, default=240, help="validation pictures")

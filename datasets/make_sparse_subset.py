@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from spt_d2.data.coco_json import read_coco, write_json
+from spt_d2.data.coco_json import naming_file, read_coco, write_json
 from spt_d2.data.progress import terminal_progress
 from spt_d2.data.sparse_subset import RATIOS, SPARSE_RATIO, SubsetReport, sparse_subset
 from spt_d2.ops.labels import LABEL_SOURCES
@@ -36,7 +36,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--source", choices=LABEL_SOURCES, default="box", help="what an object covers (default: its box)"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 < args.max_ratio <= 1:
+        parser.error(f"--max-ratio expects a share in (0, 1]. Got {args.max_ratio}.")
+    return args
 
 
 def share(counts: tuple[int, int]) -> str:
@@ -60,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         content = read_coco(args.input)
-        subset, report = sparse_subset(content, args.max_ratio, args.ratio, args.source, terminal_progress)
+        with naming_file(args.input):
+            subset, report = sparse_subset(content, args.max_ratio, args.ratio, args.source, terminal_progress)
         write_json(args.output, subset, sources=(args.input,))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

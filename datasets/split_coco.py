@@ -7,16 +7,31 @@ Split a COCO-format json in two, one to train on and one to evaluate on.
 Images are drawn at random, the same for the same seed. Images that show nearly the same, such as frames of one video,
 belong on one side, or the evaluation says too much: --group takes those together whose file names agree in what the
 pattern's first group matches. Ids stay as they are, categories are in both, the image folder is the same.
+
+The draw does not look at classes: a rare one may stand on one side alone. The objects of each class are printed for
+both, with a warning where one side has none. Files that are there already are left alone, unless --force is given.
 """
 
 import argparse
+import os
 import random
 import re
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spt_d2.data.coco_json import annotations_by_image, read_coco, write_json
+from spt_d2.data.coco_json import (
+    annotations_by_image,
+    category_names,
+    is_object,
+    naming_file,
+    naming_image,
+    read_coco,
+    write_json,
+)
+
+NUM_NAMED = 10  # classes that a warning names
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,6 +45,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--group", metavar="PATTERN", help="regular expression; what its first group matches is kept whole"
     )
+    parser.add_argument("--force", action="store_true", help="overwrite TRAIN.json and VAL.json")
     args = parser.parse_args(argv)
     if not 0 < args.share < 1:
         parser.error(f"--share expects a number between 0 and 1. Got {args.share}.")
@@ -80,18 +96,86 @@ def split_images(
     return [image for i, image in images if i not in held], [image for i, image in images if i in held]
 
 
+def expect_new_files(source: str, targets: Sequence[str], force: bool) -> None:
+    """
+    See that nothing would be lost, before anything is read or written.
+
+    Raises:
+        ValueError: two of the files are one.
+        FileExistsError: a target is there already, and no ``force``.
+    """
+    paths = [os.path.realpath(path) for path in (source, *targets)]
+    if len(set(paths)) < len(paths):
+        names = ", ".join((source, *targets))
+        raise ValueError(f"A split expects three different files. Got {names}.\nHINT: choose another name.")
+    there = [path for path in targets if os.path.exists(path)]
+    if there and not force:
+        raise FileExistsError(
+            f"A split expects files that are not there yet. Got {', '.join(there)}.\n"
+            "HINT: choose another name, or --force overwrites what is there."
+        )
+
+
+def count_objects(part: Mapping[str, Any], names: Mapping[Any, str]) -> Counter[Any]:
+    """
+    Objects by category id; crowds and ignore regions are none.
+
+    Raises:
+        ValueError: an annotation of a category that is not known; with the image's id.
+    """
+    counts = Counter[Any]()
+    for image, annotations in zip(part["images"], annotations_by_image(part)):
+        with naming_image(image):
+            for annotation in filter(is_object, annotations):
+                if annotation["category_id"] not in names:
+                    raise ValueError(f"the category {annotation['category_id']!r} is not known")
+                counts[annotation["category_id"]] += 1
+    return counts
+
+
+def print_classes(names: Mapping[Any, str], paths: Sequence[str], counts: Sequence[Counter[Any]]) -> None:
+    """Objects of each class on both sides; on the error stream, classes that one side alone has."""
+    title = "objects of a class"
+    width = max(len(title), *(len(name) + 2 for name in names.values()), 0)
+    print(f"{title:{width}s}    train      val")
+    for number, name in names.items():
+        print(f"  {name:{width - 2}s} {counts[0][number]:8d} {counts[1][number]:8d}")
+    lacked = False
+    for here, path in enumerate(paths):
+        lacking = [name for number, name in names.items() if counts[1 - here][number] and not counts[here][number]]
+        if lacking:
+            some = ", ".join(lacking[:NUM_NAMED]) + (", ..." if len(lacking) > NUM_NAMED else "")
+            why = "their AP cannot be measured" if here else "nothing can be learnt of them"
+            print(f"warning: {path} has no object of these classes, {why}: {some}", file=sys.stderr)
+            lacked = True
+    if lacked:
+        print(
+            "HINT: another --seed may put them on both sides; a class in one image, or group, has one side only.",
+            file=sys.stderr,
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns the exit code."""
     args = parse_arguments(argv)
+    targets = (args.train, args.val)
     try:
+        expect_new_files(args.input, targets, args.force)
         content = read_coco(args.input)
-        parts = split_images(content, args.share, args.seed, args.group)
-        for i, (path, images) in enumerate(zip((args.train, args.val), parts)):
-            part = {**content, "images": images}
-            own = [annotation for of_image in annotations_by_image(part) for annotation in of_image]
+        with naming_file(args.input):
+            names = category_names(content)
+            sides = split_images(content, args.share, args.seed, args.group)
+            parts = []
+            for images in sides:
+                part = {**content, "images": images}
+                own = [annotation for of_image in annotations_by_image(part) for annotation in of_image]
+                parts.append({**part, "annotations": own})
+            counts = [count_objects(part, names) for part in parts]
+        for i, (path, part) in enumerate(zip(targets, parts)):
             # The second is not to replace the first, either.
-            write_json(path, {**part, "annotations": own}, sources=(args.input, args.train)[: i + 1])
-            print(f"{path}: {len(images)} images, {len(own)} annotations")
+            write_json(path, part, sources=(args.input, args.train)[: i + 1])
+            print(f"{path}: {len(part['images'])} images, {len(part['annotations'])} annotations")
+        print_classes(names, targets, counts)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

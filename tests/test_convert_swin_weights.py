@@ -147,6 +147,10 @@ def test_what_cannot_be_converted_writes_nothing_and_says_why(
     torch.save({"model": {"stem.weight": torch.zeros(2)}}, other)
     assert "HINT: --trust" in refused(tool, capsys, run, target, *arguments)
     assert "holds nothing that fits" in refused(tool, capsys, other, target, *arguments)
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 113\n")
+    assert "git lfs pull" in refused(tool, capsys, pointer, target, *arguments)
     assert "channels, depths" in refused(tool, capsys, source_file, target, "--variant", "spt_t")
     assert "SOURCE expects a file" in refused(tool, capsys, tmp_path / "none.pth", target, *arguments)
     assert "ending .pth or .safetensors" in refused(tool, capsys, source_file, tmp_path / "spt.bin", *arguments)

@@ -284,12 +284,13 @@ def test_arguments_out_of_range_are_named(tmp_path, name, value):
     assert not (tmp_path / "out").exists()
 
 
-def test_command_line_makes_reports_and_refuses(tmp_path):
-    command = [sys.executable, str(FOLDER / "make_shapes.py"), "--output", str(tmp_path / "out")]
-    command += ["--num-train", "2", "--num-val", "1", "--size", "64", "--seed"]
+def test_command_line_fills_the_folder_of_data_sets_reports_and_refuses(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
+    command = [sys.executable, str(FOLDER / "make_shapes.py"), "--num-train", "2", "--num-val", "1", "--size", "64"]
     states = []
-    for seed in ("0", "0", "1"):
-        done = subprocess.run([*command, seed], check=False, capture_output=True, text=True, cwd=tmp_path)
+    named = ["--output", str(tmp_path / "root" / "shapes")]
+    for more in ([], named, [*named, "--seed", "1"]):
+        done = subprocess.run([*command, *more], check=False, capture_output=True, text=True, cwd=tmp_path)
         states.append((done.returncode, done.stdout, done.stderr))
     assert states[0][0] == 0 and "made in" in states[0][1] and "train 2 images" in states[0][1]
     assert "object-to-pixel ratio" in states[0][1] and "empty images" in states[0][1]

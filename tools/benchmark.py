@@ -22,6 +22,9 @@ import logging
 import os
 import shlex
 import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 
 # torch's profiler, which measures memory, would complain of a machine without a GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
@@ -31,12 +34,13 @@ import torch
 from spt_d2.analysis.model_report import parse_keep_ratio, text_table
 from spt_d2.benchmark.commands import COMMANDS, Settings
 from spt_d2.benchmark.models import OWN
-from spt_d2.benchmark.page import insert_records
+from spt_d2.benchmark.page import PROGRAM, insert_records
 from spt_d2.benchmark.peers import PEERS, available_peers
 from spt_d2.benchmark.record import Record, new_record, read_record, write_record
 from spt_d2.benchmark.steps import DTYPES, MODES
 from spt_d2.benchmark.table import HEADER, cells, origin
-from spt_d2.provenance import available_cores
+from spt_d2.compare.document import markers
+from spt_d2.provenance import available_cores, code_commit
 
 # What --quick makes of options that are not given, and what they are otherwise.
 QUICK = {"image_sizes": [(384, 640)], "rounds": 3, "images": 16}
@@ -60,7 +64,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[*COMMANDS, "report"], help="what to time, or to report")
     parser.add_argument("files", nargs="*", metavar="FILE", help="results files to report")
-    parser.add_argument("--document", metavar="FILE", help="of report: the page that they are put into")
+    parser.add_argument("--document", metavar="FILE", help="the page that results are put into")
     parser.add_argument("--names", nargs="*", default=list(OWN), metavar="NAME", help=f"some of {', '.join(OWN)}")
     parser.add_argument(
         "--peers", nargs="*", default=list(PEERS), metavar="NAME",
@@ -114,6 +118,55 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def expect_json(path: str) -> None:
+    """
+    See, before anything is measured, that a results file can be written.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError("it is a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # It is written beside its place, and then moved there.
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--json expects a file that can be written. Got {path}: {error}.") from error
+
+
+def expect_page(path: str, benchmarks: Iterable[str]) -> None:
+    """
+    See, before anything is measured, that a page has a place for each benchmark and can be written.
+
+    Raises:
+        ValueError: it has not, or cannot.
+    """
+    try:
+        with open(path, "r+", encoding="utf-8") as page:
+            text = page.read()
+    except OSError as error:
+        raise ValueError(f"--document expects a page that can be written. Got {path}: {error}.") from error
+    for begin, end in (markers(benchmark, PROGRAM) for benchmark in benchmarks):
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ValueError(
+                f"--document expects a page with these two lines once each, in this order. Got {path}.\n{begin}\n{end}"
+            )
+
+
+def warn_of_changes(path: str) -> None:
+    """Say, on the error stream, when the results file would name no commit that has the code which is measured."""
+    commit = code_commit()
+    if commit is not None and commit.endswith("-dirty"):
+        print(
+            f"warning: code or configs differ from the commit. {path} will say {commit},\n"
+            "and its figures cannot be traced to a commit.\nHINT: commit first.",
+            file=sys.stderr,
+        )
+
+
 def show(record: Record) -> None:
     """To the terminal."""
     print(text_table(list(HEADER), [cells(row) for row in record.rows]), *record.notes, "", origin(record), sep="\n")
@@ -151,20 +204,30 @@ def main(argv: list[str] | None = None) -> list[Record]:
     args = parse_arguments(argv)
     # What became of each weight is of no interest here.
     logging.getLogger("spt_d2").setLevel(logging.WARNING)
-    if args.command == "report":
+    try:
         records = [read_record(path) for path in args.files]
-    else:
+        if args.json:
+            expect_json(args.json)
+        if args.document:
+            expect_page(args.document, [record.benchmark for record in records] or [args.command])
+    except (OSError, ValueError) as error:
+        sys.exit(f"benchmark.py: {error}")
+    if args.command != "report":
+        if args.json:
+            warn_of_changes(args.json)
         for name, package in args.missing.items():
             print(f"{name} is left out: {package} is not installed")
         records = [measure(args, shlex.join(sys.argv[1:] if argv is None else argv))]
+    # First of all: what follows may fail, and a measurement takes long.
+    if args.json:
+        write_record(records[0], args.json)
     for record in records:
         show(record)
+    if args.json:
+        print(args.json)
     if args.document:
         insert_records(args.document, records)
         print(args.document)
-    if args.json:
-        write_record(records[0], args.json)
-        print(args.json)
     return records
 
 

@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 
-from spt_d2.data.coco_json import find_coco, read_coco, write_json
+from spt_d2.data.coco_json import find_coco, naming_file, read_coco, write_json
 from spt_d2.data.coco_stats import DatasetStats, measure_dataset, stats_table
 from spt_d2.data.progress import terminal_progress
 from spt_d2.data.stats_plot import draw_stats
@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
             content = read_coco(path)
             for source in args.source:
                 column = title if len(args.source) == 1 else f"{title} ({source})"
-                stats[column] = measure_dataset(content, source, progress=terminal_progress)
+                with naming_file(path):
+                    stats[column] = measure_dataset(content, source, progress=terminal_progress)
         summaries = {title: stat.summary() for title, stat in stats.items()}
         print(stats_table(summaries))
         if args.json:

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import json
 import os
+import reprlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 _LISTS = ("images", "annotations", "categories")
+_HINT = "HINT: tools/check_dataset.py finds all faults."
 
 
 def find_coco(name: str) -> tuple[str, str | None]:
@@ -93,11 +95,40 @@ def write_json(path: str | os.PathLike[str], content: Any, sources: tuple[str | 
 
 
 def annotations_by_image(content: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """The annotations of each image, in the order of ``content["images"]``."""
+    """
+    The annotations of each image, in the order of ``content["images"]``.
+
+    Raises:
+        ValueError: an annotation without ``image_id``, an image without ``id``.
+    """
     found: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        found[annotation["image_id"]].append(annotation)
-    return [found.get(image["id"], []) for image in content["images"]]
+    for image_id, annotation in zip(_values(content, "annotations", "image_id"), content["annotations"]):
+        found[image_id].append(annotation)
+    return [found.get(image_id, []) for image_id in _values(content, "images", "id")]
+
+
+def category_names(content: Mapping[str, Any]) -> dict[Any, str]:
+    """
+    The names of the categories by their ids, in the order of the json.
+
+    Raises:
+        ValueError: a category without ``id`` or ``name``.
+    """
+    ids, names = (_values(content, "categories", key) for key in ("id", "name"))
+    return dict(zip(ids, map(str, names)))
+
+
+def _values(content: Mapping[str, Any], entries: str, key: str) -> list[Any]:
+    """What each entry of a list has under a key, a number or a text; ValueError names an entry that has none."""
+    values = []
+    for index, entry in enumerate(content[entries]):
+        value = entry.get(key) if isinstance(entry, dict) else None
+        if not isinstance(value, (int, float, str)):
+            # Entries with polygons are long.
+            got = reprlib.repr(entry)
+            raise ValueError(f"{entries}[{index}] expects a number or a text under '{key}'. Got {got}.\n{_HINT}")
+        values.append(value)
+    return values
 
 
 def is_object(annotation: Mapping[str, Any]) -> bool:
@@ -118,4 +149,18 @@ def naming_image(image: Mapping[str, Any]) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError) as error:
         what = f"lacks, or does not know, {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"Image {image.get('id')}: {what}\nHINT: tools/check_dataset.py finds all faults.") from error
+        raise ValueError(f"Image {image.get('id')}: {what}\n{_HINT}") from error
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """
+    Within: say which json an error is of.
+
+    Raises:
+        ValueError: in place of a ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error

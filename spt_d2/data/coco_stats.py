@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from spt_d2.data.coco_json import annotations_by_image, is_object, naming_image
+from spt_d2.data.coco_json import annotations_by_image, category_names, is_object, naming_image
 from spt_d2.data.coverage import measure_coverage
 from spt_d2.data.object_sizes import annotation_area
 from spt_d2.data.progress import Progress, no_progress
@@ -123,9 +123,9 @@ def measure_dataset(
 
     Raises:
         ValueError: what :func:`~spt_d2.data.coverage.measure_coverage` raises, an image without its size, a category
-            that is not known; with the image's id.
+            that is not known, with the image's id; an image, an annotation or a category without its ids.
     """
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    names = category_names(content)
     classes = dict.fromkeys(names.values(), 0)
     images = content["images"]
     per_image, unions, sums = (np.zeros(len(images)) for _ in range(3))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spt_d2.data.coco_json import annotations_by_image, is_object, naming_image
+from spt_d2.data.coco_json import annotations_by_image, category_names, is_object, naming_image
 from spt_d2.data.coverage import measure_coverage
 from spt_d2.data.progress import Progress, no_progress
 
@@ -65,7 +65,7 @@ def sparse_subset(
         raise ValueError(f"sparse_subset(max_ratio=) expects a share in (0, 1]. Got {max_ratio}.")
     if ratio not in RATIOS:
         raise ValueError(f"sparse_subset(ratio=) expects one of {', '.join(RATIOS)}. Got {ratio!r}.")
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    names = category_names(content)
     images: list[dict[str, Any]] = []
     kept_ids = set()
     ratios: list[float] = []

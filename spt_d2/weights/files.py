@@ -26,12 +26,17 @@ def read_weights(path: str | os.PathLike[str], trust: bool = False) -> dict[str,
         name to tensor, on the CPU.
 
     Raises:
-        ValueError: something other than tensors in it, and no trust; or no state dict.
+        ValueError: something other than tensors in it, and no trust; no state dict; not a file of its ending's kind.
         ImportError: a ``.safetensors`` file, and no such package.
     """
     path = os.fspath(path)
     if path.endswith(".safetensors"):
-        return _safetensors().load_file(path, device="cpu")
+        package = _safetensors()
+        try:
+            return package.torch.load_file(path, device="cpu")
+        except package.SafetensorError as error:
+            message = _unlike("read_weights(path=)", path, "a whole .safetensors file", f" ({error})")
+            raise ValueError(message) from error
     cure = "--trust of tools/convert_swin_weights.py reads it (read_weights(trust=True))"
     if path.endswith(".pkl"):
         if not trust:
@@ -56,14 +61,25 @@ def unreadable(who: str, path: str, error: pickle.UnpicklingError, cure: str) ->
         error: torch's.
         cure: for a file with more than tensors.
     """
-    with open(path, "rb") as file:
-        start = file.read(16)
     # An archive, or a pickle as torch wrote before; a page that says "not found" is neither.
-    if not start.startswith((b"PK", b"\x80")):
-        return ValueError(f"{who} expects a file that torch wrote. Got {path}, which begins with {start!r}.")
+    if not _start(path).startswith((b"PK", b"\x80")):
+        return ValueError(_unlike(who, path, "a file that torch wrote"))
     lines = str(error).splitlines() or [""]
     why = next((line.strip() for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0])
     return ValueError(UNSAFE.format(who=who, path=path, why=why, cure=cure))
+
+
+def _start(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(24)
+
+
+def _unlike(who: str, path: str, kind: str, why: str = "") -> str:
+    """What to say of a file that is not of its kind, perhaps because it stands in for one."""
+    start = _start(path)
+    pointer = start.startswith(b"version https://git-lfs")
+    hint = "\nHINT: it is Git LFS's pointer to the file; git lfs pull fetches the file itself." if pointer else ""
+    return f"{who} expects {kind}. Got {path}, which begins with {start[:16]!r}{why}.{hint}"
 
 
 def unwrap_weights(loaded: Any) -> dict[str, Tensor]:
@@ -104,7 +120,7 @@ def write_weights(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -
     own = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
     unfinished = f"{path}.unfinished"
     if path.endswith(".safetensors"):
-        _safetensors().save_file(own, unfinished, metadata={"format": "pt"})
+        _safetensors().torch.save_file(own, unfinished, metadata={"format": "pt"})
     else:
         torch.save({"model": own}, unfinished)
     os.replace(unfinished, path)
@@ -118,4 +134,4 @@ def _safetensors() -> Any:
             "A .safetensors file needs the package safetensors, which could not be imported.\n"
             "HINT: pip install safetensors; or take, or write, a .pth file."
         ) from error
-    return safetensors.torch
+    return safetensors

@@ -62,6 +62,37 @@ def test_what_torch_did_not_write_is_not_asked_to_be_trusted(tmp_path: Path):
     assert "trust" not in str(found.value)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 113\n"
+
+
+@pytest.mark.parametrize(
+    "suffix, kind", [(".pth", "a file that torch wrote"), (".safetensors", "a whole .safetensors")]
+)
+@pytest.mark.parametrize("content", [POINTER, b"<!DOCTYPE html><title>404</title>"], ids=["pointer", "page"])
+def test_a_file_that_stands_in_for_another_is_named_with_its_beginning(suffix, kind, content, tmp_path: Path):
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"read_weights\(path=\) expects {kind}.*\. Got .*which begins with b'"
+    ) as found:
+        read_weights(path)
+    message = str(found.value)
+    assert str(path) in message and repr(content[:16]) in message and "trust" not in message
+    assert ("HINT: it is Git LFS's pointer" in message) == (content is POINTER)
+
+
+def test_a_safetensors_file_that_is_cut_short_is_an_error_of_ours(tmp_path: Path):
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    path = tmp_path / "weights.safetensors"
+    write_weights(weights(), path)
+    whole = path.read_bytes()
+    for length in (len(whole) - 8, 4, 0):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="expects a whole .safetensors file. Got "):
+            read_weights(path)
+
+
 def test_a_file_without_a_state_dict_names_what_it_holds(tmp_path: Path):
     path = tmp_path / "list.pth"
     torch.save([torch.zeros(2)], path)

@@ -24,6 +24,7 @@ class Problem:
         what: said of them, as "have no file".
         cure: what a clean copy does about it.
         examples: the first few, named.
+        hint: where the fault may come from, in words; empty where nothing is known.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Problem:
     what: str
     cure: str
     examples: tuple[str, ...]
+    hint: str = ""
 
 
 class Draft:
@@ -81,12 +83,13 @@ class Draft:
         drop: bool = True,
         cure: str = "leaves them out, with their annotations",
         detail: Callable[[int], str] = lambda index: "",
+        hint: str = "",
     ) -> None:
         """Note a fault of the images where ``bad``, (images,) bool, is set; ``detail`` says more of one."""
         indices = np.flatnonzero(bad)
         if len(indices):
             examples = tuple(self._name_image(i) + detail(i) for i in indices[:NUM_EXAMPLES].tolist())
-            self.problems.append(Problem(kind, error, len(indices), what, cure, examples))
+            self.problems.append(Problem(kind, error, len(indices), what, cure, examples, hint))
             if drop:
                 self.keep_images[indices] = False
 

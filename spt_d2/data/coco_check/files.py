@@ -18,6 +18,8 @@ _EXIF_ORIENTATION = 274
 _SIDEWAYS = (5, 6, 7, 8)
 # Modes whose values Pillow cuts off at 255 when it makes them RGB, as Detectron2 does.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+# Where a smaller share of the files is found, the folder is more likely wrong than the files are gone.
+_FEW_FOUND = 0.05
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,30 @@ def read_headers(
         return list(progress(pool.map(lambda path: read_header(path, decode), paths), len(paths), what))
 
 
+def find_elsewhere(image_root: str, names: Sequence[str], found: int) -> str:
+    """
+    Say how many of the files the folder above would find, and how many the names without their folders.
+
+    Args:
+        image_root: folder in which they, or nearly all, are not.
+        names: relative to a folder.
+        found: how many are in ``image_root`` after all; what finds no more is no way.
+    """
+    parent = os.path.dirname(os.path.abspath(image_root))
+    parent = parent if os.path.isabs(image_root) else os.path.relpath(parent)
+    above = sum(os.path.isfile(os.path.join(parent, name)) for name in names)
+    # A json that was made on Windows may have its separators.
+    base = [name.replace("\\", "/").rpartition("/")[2] for name in names]
+    bare = sum(os.path.isfile(os.path.join(image_root, name)) for name in base)
+    if max(above, bare) <= found:
+        return f"neither --images {parent} nor file_name without its folders would find more"
+    ways = [
+        *([f"--images {parent} would find {above} of {len(names)}"] if above > found else []),
+        *([f"file_name without its folders would find {bare} of {len(names)} in {image_root}"] if bare > found else []),
+    ]
+    return "; ".join(ways)
+
+
 def check_files(draft: Draft, image_root: str, decode: bool, workers: int | None, progress: Progress) -> None:
     """
     Find images whose file is missing, unreadable, or of another size than the json says.
@@ -109,7 +135,23 @@ def check_files(draft: Draft, image_root: str, decode: bool, workers: int | None
         bad[named] = test
         return bad
 
-    draft.add_images("image_missing", True, where([headers[i].error == "missing" for i in named]), "have no file")
+    missing = [headers[i].error == "missing" for i in named]
+    tried = dict(zip(named, paths))
+    cure, hint = "leaves them out, with their annotations", ""
+    if sum(missing) > (1 - _FEW_FOUND) * len(named):
+        names = [draft.images[index]["file_name"] for index in named]
+        hint = find_elsewhere(image_root, names, len(named) - sum(missing))
+        # Nothing would be left.
+        cure = "" if all(missing) else f"leaves out {sum(missing)} of {len(named)} images, with their annotations"
+    draft.add_images(
+        "image_missing",
+        True,
+        where(missing),
+        "have no file",
+        cure=cure,
+        detail=lambda i: f": not {tried[i]}",
+        hint=hint,
+    )
     draft.add_images(
         "image_unreadable",
         True,

@@ -48,6 +48,7 @@ class CheckReport:
                     "count": problem.count,
                     "what": problem.what,
                     "cure": problem.cure or None,
+                    "hint": problem.hint or None,
                     "examples": list(problem.examples),
                 }
                 for problem in self.problems
@@ -74,6 +75,7 @@ class CheckReport:
                 more = ("...",) if problem.count > NUM_EXAMPLES else ()
                 lines.append(f"  {problem.kind:20s} {problem.count} {problem.what}")
                 lines += [f"  {'':20s}   {example}" for example in (*problem.examples, *more)]
+                lines += [f"  {'':20s} HINT: {problem.hint}"] if problem.hint else []
                 lines.append(f"  {'':20s} --fix {problem.cure or 'cannot mend this'}")
         if self.statistics is not None:
             lines += ["", "STATISTICS, without what --fix leaves out", stats_table({"": self.statistics}), ""]
