@@ -22,7 +22,9 @@ def add_spt_config(cfg: CfgNode) -> None:
     Add ``MODEL.SWIN``, ``MODEL.SPT``, ``MODEL.VIT``, ``MODEL.MULTI_LABEL``, ``MODEL.EMA``, ``INPUT.SPT``,
     ``DATASETS.CUSTOM``, keys of ``INPUT.CROP`` and ``SOLVER``, and the nodes of :mod:`spt_d2.peer_config`.
 
-    Defaults are what experiments recommend; the paper's value is named where it differs.
+    The paper's value is named where a default differs. The gate's defaults follow experiments (docs/experiments.md):
+    read literally, it keeps every token or costs accuracy. POSITION, ORDER, GATE and MULTI_SCALE are the paper's choice
+    or the cheaper one, and not yet compared there.
 
     Args:
         cfg: a config of :func:`detectron2.config.get_cfg`, changed in place.
