@@ -59,7 +59,7 @@ class SelectionPredictor:
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
         """
         Args:
-            image: (H, W, 3) uint8 in BGR order, as ``cv2.imread`` gives it.
+            image: (H, W, 3) uint8 in BGR order, as ``cv2.imread`` gives it where there is an image to read.
 
         Returns:
             the model's output for it, in pixels of ``image``: ``instances`` and the like; where selections are
@@ -68,8 +68,16 @@ class SelectionPredictor:
             ask for.
 
         Raises:
-            ValueError: no such image.
+            TypeError: no array.
+            ValueError: an array that is no such image.
         """
+        if not isinstance(image, np.ndarray):
+            hint = "pass the image itself: cv2.imread(path), or tensor.numpy()."
+            if image is None:
+                hint = "cv2.imread returns None where there is no file of that path, or none that it can read."
+            raise TypeError(
+                f"SelectionPredictor expects an image as a numpy array. Got {type(image).__name__}.\nHINT: {hint}"
+            )
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ValueError(
                 "SelectionPredictor expects an image of shape (H, W, 3) and dtype uint8, in BGR order.\n"
@@ -86,7 +94,11 @@ class SelectionPredictor:
 
 
 def build_predictor(
-    cfg: CfgNode | DictConfig, weights: str | None = None, *, return_selections: bool = True
+    cfg: CfgNode | DictConfig,
+    weights: str | None = None,
+    *,
+    return_selections: bool = True,
+    whole: bool = False,
 ) -> SelectionPredictor:
     """
     Build the model of a config and load its weights.
@@ -96,10 +108,16 @@ def build_predictor(
             ``train`` (configs/common). A CUDA device is replaced by the CPU on a machine that has none.
         weights: path of a checkpoint; by default the config's (``MODEL.WEIGHTS``, ``train.init_checkpoint``).
         return_selections: see :class:`SelectionPredictor`.
+        whole: whether the checkpoint has to hold all of the model. By default what it lacks keeps its initial values,
+            as in a training that begins.
+
+    Raises:
+        ValueError: a checkpoint of less, or of another model, where the whole was asked for.
     """
     parts = _yacs_parts(cfg) if isinstance(cfg, CfgNode) else _lazy_parts(cfg)
     model, augmentations, image_format, names, configured = parts
-    SelectionCheckpointer(model).load(configured if weights is None else weights)
+    loader = _WholeCheckpointer if whole else SelectionCheckpointer
+    loader(model).load(configured if weights is None else weights)
     return SelectionPredictor(
         model,
         augmentations,
@@ -107,6 +125,27 @@ def build_predictor(
         metadata=_metadata(names),
         return_selections=return_selections,
     )
+
+
+class _WholeCheckpointer(SelectionCheckpointer):
+    """Takes checkpoints only that leave nothing of the model as it was initialised."""
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        given = {name.removeprefix("module."): tuple(value.shape) for name, value in checkpoint["model"].items()}
+        wanted = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        # Detectron2's own older files name their entries otherwise, and it finds out which is which.
+        if not checkpoint.get("matching_heuristics"):
+            bad = [name for name, shape in wanted.items() if given.get(name) != shape]
+            if bad:
+                listed = [f"  {name}: {given.get(name, 'none')} in the checkpoint, {wanted[name]} here" for name in bad]
+                more = [f"  and {len(bad) - 5} more"] if len(bad) > 5 else []
+                raise ValueError(
+                    f"A trained model expects all of its {len(wanted)} entries in the checkpoint. "
+                    f"It lacks {len(bad)}, or has them in another shape:\n"
+                    + "\n".join([*listed[:5], *more])
+                    + "\nHINT: take the config.yaml that the run left beside its weights."
+                )
+        return super()._load_model(checkpoint)
 
 
 def _yacs_parts(cfg: CfgNode) -> tuple[nn.Module, list[T.Augmentation], str, list[str], str]:

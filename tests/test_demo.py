@@ -449,6 +449,79 @@ def test_a_classifier_is_refused_before_anything_is_removed_or_made(demo: Module
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "summary.json"]
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["DATASETS.CUSTOM", "[['my_train', 'train.jsno', '.']]"], "json file of data set 'my_train' does not exist"),
+        (["DATASETS.TEST", "()"], r"DATASETS.TEST expects a data set to evaluate on and to draw. Got none"),
+        (["DATASETS.TRAIN", "()"], r"DATASETS.TRAIN expects a data set to train on. Got none"),
+        (["DATASETS.TRAIN", "('tiny_trian',)"], r"(?s)Got 'tiny_trian'.*HINT: close to it: tiny_train"),
+        (
+            ["DATASETS.TRAIN", "('coco_2017_val',)", "DATASETS.TEST", "('coco_2017_val',)"],
+            "'coco_2017_val' is registered, and its json is not there",
+        ),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "There is no file nowhere.pth"),
+        (
+            ["MODEL.WEIGHTS", "out/model_final.pth"],
+            r"(?s)Got .*model_final.pth, which .* removed.\nHINT: choose another",
+        ),
+        (["MODEL.WEIGHTS", "out/inference/best.pth"], r"(?s)Got .*best.pth, which .* removed"),
+        (["MODEL.SPT.THRESHOLD", "2.0"], "MODEL.SPT.THRESHOLD"),
+    ],
+    ids=["json", "no_test", "no_train", "name", "coco", "weights", "its_weights", "its_inference", "value"],
+)
+def test_what_cannot_run_is_refused_while_an_earlier_run_is_still_there(
+    arguments: list[str],
+    message: str,
+    demo: ModuleType,
+    tiny_shapes: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = {
+        "_BASE_": str(ROOT / "configs" / "Custom" / "faster_rcnn_spt_nano_fpn.yaml"),
+        "DATASETS": {"CUSTOM": tiny_shapes, "TRAIN": ["tiny_train"], "TEST": ["tiny_val"]},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(config))
+    (tmp_path / "out" / "inference").mkdir(parents=True)
+    earlier = ("config.yaml", "inference/best.pth", "model_final.pth", "summary.json")
+    for name in earlier:
+        (tmp_path / "out" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "quiet_setup", lambda args: pytest.fail("the run began"))
+    command = ["--config-file", "mine.yaml", "--output", "out"]
+    with pytest.raises(SystemExit, match=message):
+        demo.main([*command, *arguments])
+    left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert left == set(earlier)
+    # The same run without the mistake goes on, and only then is the folder cleared.
+    monkeypatch.setattr(sys, "__stdout__", io.StringIO())
+    with pytest.raises(pytest.fail.Exception, match="the run began"):
+        demo.main(command)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_config_in_the_folder_to_be_cleared_is_not_removed_before_it_is_read(
+    demo: ModuleType, tmp_path: Path
+) -> None:
+    """A resumed run removes nothing, and may read it."""
+    saved = tmp_path / "config.yaml"
+    saved.write_text(f"_BASE_: {demo.get_config_file(demo.CONFIGS[False])}\n")
+    command = ["--config-file", str(saved), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="config.yaml, which belongs to an earlier run"):
+        demo.main(command)
+    assert saved.exists()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="the data is asked for"):
+
+        def stop(_: object) -> None:
+            raise SystemExit("the data is asked for")
+
+        patch.setattr(demo, "prepare_shapes", lambda: None)
+        patch.setattr(demo, "load_config", lambda *_: None)
+        patch.setattr(demo, "expect_data", stop)
+        demo.main([*command, "--resume"])
+
+
 def test_the_summary_of_a_training_is_written_whatever_becomes_of_its_pictures(
     demo: ModuleType, shapes: Path, tmp_path: Path
 ) -> None:
@@ -472,6 +545,8 @@ def test_the_summary_of_a_training_is_written_whatever_becomes_of_its_pictures(
     [
         (["SOLVER.MAX_ITER"], "overrides expect keys and values in turn. Got SOLVER.MAX_ITER"),
         (["--dense", "--config-file", "x.yaml"], "not allowed with argument --dense"),
+        (["--config-file", "x.yaml", "SEED", "1"], "--config-file expects --output"),
+        (["--config-file", "x.yaml", "--resume"], "--config-file expects --output"),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused(

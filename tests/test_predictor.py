@@ -238,6 +238,42 @@ def test_what_is_no_image_is_an_error_that_says_what_came(bad: np.ndarray) -> No
     assert str(bad.shape) in str(caught.value) and str(bad.dtype) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (
+            cv2.imread(str(Path(__file__).with_name("nowhere.jpg"))),
+            "Got NoneType.\nHINT: cv2.imread returns None where",
+        ),
+        ("photo.jpg", r"Got str.\nHINT: pass the image itself: cv2.imread\(path\)"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), "Got Tensor.\nHINT: pass the image itself"),
+    ],
+    ids=["unread", "path", "tensor"],
+)
+def test_what_is_no_array_is_an_error_with_the_likely_mistake(bad: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        SelectionPredictor(Recorder(), [])(bad)
+
+
+def test_a_whole_checkpoint_is_asked_for_on_request(yaml_cfg: CfgNode, weights: dict, tmp_path: Path) -> None:
+    """By default a predictor for other classes, or a model of which only a part is there, starts from chance."""
+    name = "roi_heads.box_predictor.cls_score.bias"
+    content = torch.load(weights["yaml"])
+    assert torch.equal(
+        build_predictor(yaml_cfg, weights["yaml"], whole=True).model.state_dict()[name], content["model"][name]
+    )
+    lacking = {key: value for key, value in content["model"].items() if "mask_head" not in key}
+    other = {**content["model"], name: torch.zeros(3)}
+    for model, message in (
+        (lacking, r"(?s)It lacks 6,.*mask_head.*: none in the checkpoint.*and 1 more\nHINT: take the config.yaml"),
+        (other, rf"(?s)It lacks 1,.*{name}: \(3,\) in the checkpoint, \(\d,\) here"),
+    ):
+        torch.save({"model": model}, tmp_path / "part.pth")
+        build_predictor(yaml_cfg, str(tmp_path / "part.pth"))
+        with pytest.raises(ValueError, match=message):
+            build_predictor(yaml_cfg, str(tmp_path / "part.pth"), whole=True)
+
+
 def test_a_file_that_does_not_exist_is_an_error(yaml_cfg: CfgNode, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="not found"):
         build_predictor(yaml_cfg, str(tmp_path / "nowhere.pth"))

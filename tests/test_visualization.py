@@ -13,11 +13,13 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.visualizer import VisImage, Visualizer
 
 from spt_d2.ops.selection import ImageBlockSelection, ImageSelection
 from spt_d2.visualization import (
     draw_ground_truth,
     draw_keep_mask,
+    draw_output,
     draw_predictions,
     draw_selection,
     heat_legend,
@@ -207,6 +209,24 @@ def test_a_keep_mask_of_a_block_or_stage_that_is_not_there_is_an_error() -> None
         draw_keep_mask(image, selection, 2)
 
 
+# --- outputs
+
+
+@pytest.mark.parametrize("kept_by", [None, 0, 5], ids=["stock", "dense", "selecting"])
+def test_an_output_is_drawn_with_its_selection_where_there_is_one(kept_by: int | None) -> None:
+    image, found, selection = noise(HIGH, WIDE), instances(), random_selection((HIGH, WIDE))
+    if kept_by == 0:
+        selection = ImageSelection(selection.blocks[:1], selection.tensor_size)
+    output = {"instances": found} if kept_by is None else {"instances": found, "selection": selection}
+    pictures, blocks = draw_output(image, output, (HIGH, WIDE), score_threshold=0.1, scale=0.5)
+    expected = [draw_predictions(image, found, score_threshold=0.1, scale=0.5)]
+    if kept_by:
+        expected.append(draw_selection(image, selection, (HIGH, WIDE)))
+    assert blocks == (kept_by or 0) and len(pictures) == len(expected)
+    for picture, wanted in zip(pictures, expected):
+        np.testing.assert_array_equal(picture, wanted)
+
+
 # --- predictions
 
 # Large enough for labels to stand below their boxes.
@@ -317,6 +337,26 @@ def test_a_class_has_the_same_colour_in_every_picture_and_its_neighbour_another(
     assert colors == [(zero, zero), (one, zero), (zero, one), (zero, one)]
 
 
+@pytest.mark.parametrize("name", ["US$ x^_$", "$x$", "a$", r"\$a$", "$$"])
+def test_dollar_signs_in_a_name_begin_no_formula(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What matplotlib makes of the label that it is given: plain text, the name as it is."""
+    drawn = []
+    get_output = Visualizer.get_output
+
+    def remember(visualizer: Visualizer) -> VisImage:
+        drawn.extend(visualizer.output.ax.texts)
+        return get_output(visualizer)
+
+    monkeypatch.setattr(Visualizer, "get_output", remember)
+    assert_is_picture(
+        draw_predictions(noise(HIGH, WIDE), instances(), Metadata(thing_classes=[name, name])), HIGH, WIDE
+    )
+    assert len(drawn) == 2
+    for text in drawn:
+        shown, is_formula = text._preprocess_math(text.get_text())
+        assert shown.startswith(f"{name} ") and not is_formula
+
+
 def test_labels_name_a_class_where_its_name_is_known() -> None:
     numbered, unnamed, named, half_named = (
         draw_predictions(ground(), instances(), metadata)
@@ -393,7 +433,7 @@ def test_a_crowd_is_labelled_as_one_and_a_class_by_its_name() -> None:
 def test_a_label_stays_inside_the_picture(box: Box, rows: slice, columns: slice) -> None:
     """The same box with another label differs where the label is: whole, and in reach of the box."""
     pictures = [
-        draw_ground_truth(ground(), {"annotations": [annotation(box)]}, Metadata(thing_classes=[name]))
+        draw_ground_truth(ground(), {"annotations": [annotation(box)]}, Metadata(thing_classes=[name, name]))
         for name in ("iiiiiiii", "lllllllm")
     ]
     difference = changed(*pictures)

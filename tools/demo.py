@@ -6,6 +6,7 @@ The whole path in one command: make Shapes, train a nano Select and Pack Mask R-
     python tools/demo.py --dense         the dense twin of equal depth, into output/demo-dense
     python tools/demo.py --resume        go on where a run was stopped; without it, a run starts afresh
     python tools/demo.py SOLVER.MAX_ITER 100 SOLVER.STEPS "(80,)"    overrides of the config come last
+    python tools/demo.py --config-file my_data.yaml --output output/my_data    a config of one's own, in its own folder
 
 Leaves summary.json, selection.png, curves.png, log.txt and checkpoints. Both twins start from the same weights wherever
 their names and shapes agree; the gates, which only one has, keep a start of their own.
@@ -20,7 +21,6 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from pathlib import Path
 
 # Detectron2 and this project read it when they are imported. The repository's folder, wherever the program is run from.
@@ -43,19 +43,14 @@ from spt_d2.data import build_mapper
 from spt_d2.data.datasets import dataset_root
 from spt_d2.engine.evaluation_file import EVALUATION_FILE, EvaluationFile
 from spt_d2.engine.initial import dense_twin, initial_weights, load_agreeing
+from spt_d2.engine.preflight import expect_data, expect_kept, expect_weights
 from spt_d2.engine.progress import ProgressWriter, TerminalHandler, TrainingClock, duration
-from spt_d2.engine.setup import read_config, setup
+from spt_d2.engine.quiet import quiet_third_parties
+from spt_d2.engine.setup import load_config, read_config, setup
 from spt_d2.engine.trainer import Trainer
 from spt_d2.predictor import SelectionPredictor, build_predictor
 from spt_d2.summary import read_summary, summarize, summary_table, write_summary
-from spt_d2.visualization import (
-    draw_ground_truth,
-    draw_predictions,
-    draw_selection,
-    heat_legend,
-    picture_grid,
-    save_picture,
-)
+from spt_d2.visualization import draw_ground_truth, draw_output, heat_legend, picture_grid, save_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 # Titles of the table's columns, in their order.
@@ -83,12 +78,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--dense", action="store_true", help="the dense twin: a Swin backbone of equal depth")
     which.add_argument("--config-file", metavar="FILE", help="another yaml config")
-    parser.add_argument("--output", metavar="DIR", help="default: output/demo or output/demo-dense in the repository")
+    parser.add_argument("--output", metavar="DIR", help="default: output/demo[-dense]; needed with --config-file")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_args(argv)
     if len(args.opts) % 2:
         parser.error(f"overrides expect keys and values in turn. Got {' '.join(args.opts)}")
+    if args.config_file and not args.output:
+        parser.error("--config-file expects --output: output/demo is the demo's own, and each run clears its folder")
     args.output = Path(args.output or ROOT / "output" / ("demo-dense" if args.dense else "demo")).resolve()
     args.config_file = args.config_file or get_config_file(CONFIGS[args.dense])
     args.eval_only = False
@@ -137,13 +134,40 @@ def prepare_shapes() -> None:
         say(f"Shapes: {shown(folder)} holds a set of another size or seed, which is used as it is")
 
 
+def left_behind(folder: Path) -> list[Path]:
+    """Files and folders that an earlier run left in its folder."""
+    return [path for pattern in LEFT_BEHIND for path in folder.glob(pattern)]
+
+
 def clear_output(folder: Path) -> None:
     """Remove what an earlier run left, and nothing else."""
-    found = [path for pattern in LEFT_BEHIND for path in folder.glob(pattern)]
     if (folder / "config.yaml").exists():
         say(f"{shown(folder)} holds an earlier run: it is removed, and training starts afresh (--resume continues it)")
-    for path in found:
+    for path in left_behind(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """
+    Make Shapes if it is needed, and the output folder empty once config, data and weights were seen to be in order.
+
+    Raises:
+        SystemExit: one of them is not, or lies in what would be removed; nothing was removed.
+    """
+    try:
+        merged = read_config(args.config_file, args.opts)
+        expect_detector(merged)
+        if not args.resume:
+            expect_weights(merged.MODEL.WEIGHTS)
+            expect_kept(left_behind(args.output), [args.config_file, merged.MODEL.WEIGHTS.partition("?")[0]])
+        if needs_shapes(merged):
+            prepare_shapes()
+        # For the CPU: the setup to come tells which device there is.
+        expect_data(load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"]))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+    if not args.resume:
+        clear_output(args.output)
 
 
 def quiet_setup(args: argparse.Namespace) -> CfgNode:
@@ -207,17 +231,8 @@ def draw_examples(cfg: CfgNode, predictor: SelectionPredictor, number: int = 6) 
             output = predictor.model([inputs])[0]
         rgb = np.ascontiguousarray(image[..., ::-1])
         scale = PANEL / max(rgb.shape[:2])
-        row = [
-            draw_ground_truth(rgb, record, predictor.metadata, scale=scale),
-            draw_predictions(rgb, output["instances"], predictor.metadata, scale=scale),
-        ]
-        # A model of Detectron2's own has none to return.
-        selection = output.get("selection")
-        deciding = [block for block in selection.blocks if block.keep_mask is not None] if selection else []
-        if deciding:
-            blocks = len(deciding)
-            row.append(draw_selection(rgb, selection, inputs["image"].shape[1:]))
-        rows.append(row)
+        pictures, blocks = draw_output(rgb, output, inputs["image"].shape[1:], predictor.metadata, scale=scale)
+        rows.append([draw_ground_truth(rgb, record, predictor.metadata, scale=scale), *pictures])
     titles = ["ground truth", "predictions", *(["selection"] if blocks else [])]
     legend = heat_legend(2 * PANEL, blocks) if blocks else None
     return picture_grid(rows, titles, groups=2, legend=legend)
@@ -249,16 +264,8 @@ def main(argv: list[str] | None = None) -> dict:
     """Run the demo; returns what summary.json holds."""
     args = parse_arguments(argv)
     begin = time.perf_counter()
-    # Third parties' warnings are for those who develop; they name nothing that a reader of this output could change.
-    warnings.simplefilter("ignore")
-    for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    merged = read_config(args.config_file, args.opts)
-    expect_detector(merged)
-    if not args.resume:
-        clear_output(args.output)
-    if needs_shapes(merged):
-        prepare_shapes()
+    quiet_third_parties()
+    prepare(args)
     cfg = quiet_setup(args)
     record = EvaluationFile(cfg.OUTPUT_DIR, "tools/demo.py", args)
 

@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import build_detection_train_loader
@@ -32,13 +32,33 @@ logger = logging.getLogger(__name__)
 
 def setup_lazy(args: argparse.Namespace) -> DictConfig:
     """The config of a file and its overrides, with its data sets registered; logging and seeds."""
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    cfg = load_lazy(args.config_file, args.opts)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="spt_d2")
     setup_lazy_datasets(cfg, args.opts)
     scale_lazy_batch(cfg)
     cfg.train.device = available_device(cfg.train.device)
     default_setup(cfg, args)
     return cfg
+
+
+def load_lazy(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """
+    Read a LazyConfig, or the yaml that a run of one leaves in its folder, and apply overrides.
+
+    Args:
+        config_file: path of a .py or .yaml file.
+        overrides: ``path.key=value`` each.
+
+    Raises:
+        ValueError: a yaml config, which is no LazyConfig.
+    """
+    cfg = LazyConfig.load(config_file)
+    if not config_file.endswith(".py") and not (isinstance(cfg, DictConfig) and {"model", "train"} <= set(cfg)):
+        raise ValueError(
+            f"A LazyConfig expects to be Python here. Got the yaml config {config_file}.\n"
+            "HINT: its LazyConfig twin is in projects/SPT/configs, and its own program projects/SPT/train_net.py."
+        )
+    return LazyConfig.apply_overrides(cfg, list(overrides))
 
 
 def build_lazy_train_loader(cfg: DictConfig, start_iter: int = 0) -> Iterable[list[dict]]:

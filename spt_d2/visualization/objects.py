@@ -114,6 +114,8 @@ def _draw_label(
     line = 2 * font_size
     y = y2 if y2 + line < size[1] else max(y1 - line, 0)
     left = x1 + x2 < size[0]
+    # Matplotlib takes what stands between two dollar signs for a formula, and may not be able to read it.
+    label = label.replace("$", r"\$")
     visualizer.draw_text(
         label,
         (x1 if left else x2, y),

@@ -17,6 +17,7 @@ from torch import nn
 
 from spt_d2 import get_config
 from spt_d2.engine.evaluation_file import EVALUATION_FILE
+from spt_d2.engine.lazy import load_lazy
 from spt_d2.engine.optimizer import build_optimizer
 
 from .conftest import LAZY_TRAIN_NET, ROOT, assert_same, metrics, predictions, run_here
@@ -43,6 +44,21 @@ def models(yaml_twin: CfgNode, lazy_twin: DictConfig) -> tuple[nn.Module, nn.Mod
     first, second = build_model(yaml_twin), instantiate(lazy_twin.model)
     second.load_state_dict(first.state_dict())
     return first, second
+
+
+@pytest.mark.parametrize("text", ["MODEL: {}\n", "[model, train]\n", "model: {}\n"])
+def test_a_yaml_config_is_refused_with_the_program_that_it_is_for(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "detector.yaml"
+    path.write_text(text)
+    message = r"Got the yaml config .*detector.yaml.\nHINT: its LazyConfig twin .* projects/SPT/train_net.py"
+    with pytest.raises(ValueError, match=message):
+        run_here(LAZY_TRAIN_NET, "--config-file", path, "MODEL.MASK_ON", "True")
+
+
+def test_the_yaml_that_a_lazy_run_leaves_is_a_lazy_config(lazy_twin: DictConfig, tmp_path: Path) -> None:
+    LazyConfig.save(lazy_twin, str(tmp_path / "config.yaml"))
+    cfg = load_lazy(str(tmp_path / "config.yaml"), ["train.max_iter=7"])
+    assert cfg.train.max_iter == 7 and cfg.model.roi_heads.num_classes == lazy_twin.model.roi_heads.num_classes
 
 
 def inputs() -> list[dict]:
