@@ -21,6 +21,9 @@ from spt_d2.engine.setup import read_config
 
 logger = logging.getLogger(__name__)
 
+# Nodes of MODEL with a NUM_CLASSES that follows the training set.
+_HEADS = ("ROI_HEADS", "RETINANET", "MULTI_LABEL")
+
 
 def load_trained_config(config_file: str, device: str | None = None) -> CfgNode | DictConfig:
     """
@@ -47,7 +50,7 @@ def load_trained_config(config_file: str, device: str | None = None) -> CfgNode 
         if not isinstance(cfg, CfgNode):
             if config_file.endswith(".py"):
                 setup_lazy_datasets(cfg, [])
-        elif "NUM_CLASSES" not in stated.get("MODEL", {}).get("ROI_HEADS", {}):
+        elif not any("NUM_CLASSES" in (node or {}) for node in map(stated.get("MODEL", {}).get, _HEADS)):
             setup_datasets(cfg, [])
     except FileNotFoundError as error:
         logger.warning("The number of classes is that of %s, for the data is not there. %s", config_file, error)

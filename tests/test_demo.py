@@ -21,7 +21,7 @@ from torch import Tensor
 from tests.conftest import ROOT, as_a_program, load_program
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from spt_d2 import get_config
 from spt_d2.curves import read_metrics
@@ -455,10 +455,11 @@ def test_a_classifier_is_refused_before_anything_is_removed_or_made(demo: Module
         (["DATASETS.CUSTOM", "[['my_train', 'train.jsno', '.']]"], "json file of data set 'my_train' does not exist"),
         (["DATASETS.TEST", "()"], r"DATASETS.TEST expects a data set to evaluate on and to draw. Got none"),
         (["DATASETS.TRAIN", "()"], r"DATASETS.TRAIN expects a data set to train on. Got none"),
+        (["DATASETS.TRAIN", "('mine.yaml',)"], "expects names of data sets. Got the file mine.yaml"),
         (["DATASETS.TRAIN", "('tiny_trian',)"], r"(?s)Got 'tiny_trian'.*HINT: close to it: tiny_train"),
         (
-            ["DATASETS.TRAIN", "('coco_2017_val',)", "DATASETS.TEST", "('coco_2017_val',)"],
-            "'coco_2017_val' is registered, and its json is not there",
+            ["DATASETS.TRAIN", "('absent_val',)", "DATASETS.TEST", "('absent_val',)"],
+            "'absent_val' is registered, and its json is not there",
         ),
         (["MODEL.WEIGHTS", "nowhere.pth"], "There is no file nowhere.pth"),
         (
@@ -468,7 +469,7 @@ def test_a_classifier_is_refused_before_anything_is_removed_or_made(demo: Module
         (["MODEL.WEIGHTS", "out/inference/best.pth"], r"(?s)Got .*best.pth, which .* removed"),
         (["MODEL.SPT.THRESHOLD", "2.0"], "MODEL.SPT.THRESHOLD"),
     ],
-    ids=["json", "no_test", "no_train", "name", "coco", "weights", "its_weights", "its_inference", "value"],
+    ids=["json", "no_test", "no_train", "file", "name", "absent", "weights", "its_weights", "its_inference", "value"],
 )
 def test_what_cannot_run_is_refused_while_an_earlier_run_is_still_there(
     arguments: list[str],
@@ -483,6 +484,9 @@ def test_what_cannot_run_is_refused_while_an_earlier_run_is_still_there(
         "DATASETS": {"CUSTOM": tiny_shapes, "TRAIN": ["tiny_train"], "TEST": ["tiny_val"]},
     }
     (tmp_path / "mine.yaml").write_text(json.dumps(config))
+    # Their own `get` takes no default.
+    monkeypatch.setitem(DatasetCatalog.data, "absent_val", list)
+    monkeypatch.setitem(MetadataCatalog.data, "absent_val", Metadata(name="absent_val", json_file="absent.json"))
     (tmp_path / "out" / "inference").mkdir(parents=True)
     earlier = ("config.yaml", "inference/best.pth", "model_final.pth", "summary.json")
     for name in earlier:

@@ -182,7 +182,11 @@ def test_names_and_ids_are_the_data_sets_where_its_json_can_be_read(
     (here / folder).mkdir(exist_ok=True)
     write_json(here / folder / "my_data" / f"{split}.json", ["x", "y", "z"])
     assert predict(program, run, "photos/a.png") == 0
-    assert {(one["category_id"], one["category_name"]) for one in results()} <= {(7, "x"), (17, "y"), (27, "z")}
+    assert results() and {(one["category_id"], one["category_name"]) for one in results()} <= {
+        (7, "x"),
+        (17, "y"),
+        (27, "z"),
+    }
 
 
 @pytest.mark.parametrize("names", [["one", "two"], []], ids=["of_other_classes", "damaged"])
@@ -191,7 +195,7 @@ def test_a_json_that_says_nothing_of_this_models_classes_is_passed_over(
 ) -> None:
     write_json(here / "my_data" / "val.json", names)
     assert predict(program, run, "photos/a.png") == 0
-    assert {one["category_name"] for one in results()} <= set(NAMES)
+    assert results() and {one["category_name"] for one in results()} <= set(NAMES)
     assert "'gone_val'" in caplog.text
 
 
@@ -230,7 +234,7 @@ def test_the_config_that_one_trained_by_is_as_good_as_the_one_that_the_run_left(
     write_json(here / "my_data" / "train.json", ["x", "y", "z"])
     assert load_trained_config("mine.yaml").MODEL.ROI_HEADS.NUM_CLASSES == NUM_CLASSES
     assert predict(program, run, *command) == 0
-    assert {one["category_name"] for one in results()} <= {"x", "y", "z"}
+    assert results() and {one["category_name"] for one in results()} <= {"x", "y", "z"}
 
 
 def test_a_run_of_a_lazy_config_is_predicted_from_what_it_left(program: ModuleType, here: Path) -> None:
@@ -292,3 +296,19 @@ def test_a_command_line_that_cannot_be_is_refused(
     with pytest.raises(SystemExit):
         predict(program, run, *arguments)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_cannot_be_run_is_said_and_ends_with_2(
+    program: ModuleType, run: Path, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """1 is of images that could not be read."""
+    (here / "config.yaml").write_text("MODEL: {NO_SUCH_KEY: 1}\n")
+    shutil.copy(run / "model_final.pth", here / "model_final.pth")
+    assert predict(program, here, "photos") == 2
+    assert "NO_SUCH_KEY" in capsys.readouterr().err
+    shutil.copy(run / "config.yaml", here / "config.yaml")
+    (here / "model_final.pth").write_bytes((run / "model_final.pth").read_bytes()[:1000])
+    assert predict(program, here, "photos") == 2
+    (here / "found").write_text("a file")
+    assert predict(program, run, "photos") == 2
+    assert "--output expects a folder that can be written to" in capsys.readouterr().err

@@ -22,9 +22,7 @@ import logging
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 # torch's profiler, which measures memory, would complain of a machine without a GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
@@ -39,7 +37,8 @@ from spt_d2.benchmark.peers import PEERS, available_peers
 from spt_d2.benchmark.record import Record, new_record, read_record, write_record
 from spt_d2.benchmark.steps import DTYPES, MODES
 from spt_d2.benchmark.table import HEADER, cells, origin
-from spt_d2.compare.document import markers
+from spt_d2.compare.document import between_markers
+from spt_d2.folders import expect_folder
 from spt_d2.provenance import available_cores, code_commit
 
 # What --quick makes of options that are not given, and what they are otherwise.
@@ -125,16 +124,10 @@ def expect_json(path: str) -> None:
     Raises:
         ValueError: it cannot.
     """
-    target = Path(path)
-    try:
-        if target.is_dir():
-            raise IsADirectoryError("it is a folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # It is written beside its place, and then moved there.
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"--json expects a file that can be written. Got {path}: {error}.") from error
+    if os.path.isdir(path):
+        raise ValueError(f"--json expects a file that can be written. Got {path}, a folder.")
+    # It is written beside its place, and then moved there.
+    expect_folder(os.path.dirname(os.path.abspath(path)), "--json")
 
 
 def expect_page(path: str, benchmarks: Iterable[str]) -> None:
@@ -145,15 +138,12 @@ def expect_page(path: str, benchmarks: Iterable[str]) -> None:
         ValueError: it has not, or cannot.
     """
     try:
-        with open(path, "r+", encoding="utf-8") as page:
-            text = page.read()
+        with open(path, "r+", encoding="utf-8"):
+            pass
     except OSError as error:
         raise ValueError(f"--document expects a page that can be written. Got {path}: {error}.") from error
-    for begin, end in (markers(benchmark, PROGRAM) for benchmark in benchmarks):
-        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-            raise ValueError(
-                f"--document expects a page with these two lines once each, in this order. Got {path}.\n{begin}\n{end}"
-            )
+    for benchmark in benchmarks:
+        between_markers(path, benchmark, PROGRAM)
 
 
 def warn_of_changes(path: str) -> None:

@@ -17,6 +17,7 @@ Exit code: 0, every image was read; 1, some were not, and are named at the end; 
 
 import argparse
 import os
+import pickle
 import re
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from spt_d2.data.coco_json import write_json
 from spt_d2.data.datasets import Categories
 from spt_d2.data.progress import terminal_progress
 from spt_d2.engine.quiet import quiet_third_parties
+from spt_d2.folders import expect_folder
 from spt_d2.predictor import SelectionPredictor, build_predictor
 from spt_d2.trained_run import load_trained_config, trained_categories
 from spt_d2.visualization import draw_output, heat_legend, picture_grid, save_picture
@@ -166,7 +168,9 @@ def main(argv: list[str] | None = None) -> int:
     quiet_third_parties()
     try:
         predictor, categories = load(args)
-    except (ValueError, FileNotFoundError) as error:
+        expect_folder(args.output, "--output")
+    # An unknown key of a config is a KeyError, a damaged checkpoint a RuntimeError or an UnpicklingError.
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
         print(error, file=sys.stderr)
         return 2
     metadata = Metadata(thing_classes=list(categories.names))

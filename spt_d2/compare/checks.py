@@ -1,7 +1,6 @@
 """What can be known to go wrong before hours are spent."""
 
 import os
-import tempfile
 from collections.abc import Iterable
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -67,28 +66,11 @@ def check_results(plan: Plan, folder: str | os.PathLike[str]) -> None:
         )
 
 
-def check_folder(folder: str | os.PathLike[str]) -> None:
-    """
-    Make the folder of results, before hours of work for it.
-
-    Raises:
-        ValueError: one that cannot be made or written to.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"--results expects a folder that can be written to. Got {os.fspath(folder)}: {error}"
-        ) from error
-
-
 def _expect_data(name: str) -> None:
     if name not in DatasetCatalog:
         raise ValueError(
             f"DATASETS.TRAIN and TEST expect registered data sets. Got {name!r}.\n"
-            "HINT: a plan names the folder of a set of one's own in 'folder', a command line in --dataset NAME=FOLDER."
+            "HINT: a plan names the folder of a set of one's own in 'folder'; without one, --dataset NAME=FOLDER does."
         )
     path = MetadataCatalog.get(name).get("json_file")
     if path is not None and not os.path.isfile(path):

@@ -67,10 +67,21 @@ def insert_between(path: str | os.PathLike[str], name: str, text: str, program: 
     Raises:
         ValueError: the page does not have the two markers once each, in their order.
     """
-    page = Path(path)
-    content = page.read_text(encoding="utf-8")
+    content, found = between_markers(path, name, program)
+    begin, end = markers(name, program)
+    Path(path).write_text(content.replace(found, f"{begin}\n\n{text.strip()}\n\n{end}"), encoding="utf-8")
+
+
+def between_markers(path: str | os.PathLike[str], name: str, program: str) -> tuple[str, str]:
+    """
+    The text of a page, and what of it stands between the markers of a plan, these included.
+
+    Raises:
+        ValueError: as :func:`insert_between`.
+    """
+    content = Path(path).read_text(encoding="utf-8")
     begin, end = markers(name, program)
     found = re.findall(f"{re.escape(begin)}.*?{re.escape(end)}", content, flags=re.DOTALL)
     if len(found) != 1 or content.count(begin) != 1 or content.count(end) != 1:
-        raise ValueError(f"{page} expects these two lines once each, in this order:\n{begin}\n{end}")
-    page.write_text(content.replace(found[0], f"{begin}\n\n{text.strip()}\n\n{end}"), encoding="utf-8")
+        raise ValueError(f"{os.fspath(path)} expects these two lines once each, in this order:\n{begin}\n{end}")
+    return content, found[0]

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spt_d2.compare.checks import check_folder, check_results, check_runs
+from spt_d2.compare.checks import check_results, check_runs
 from spt_d2.compare.job import BUSY, Job, build_job, check_settings, run_settings
 from spt_d2.compare.plan import Plan, Run
 from spt_d2.compare.progress import describe_result, estimate_left, progress_of
 from spt_d2.compare.results import read_result, result_path
 from spt_d2.engine.progress import duration
+from spt_d2.folders import expect_folder
 
 OUTPUT_FILE = "output.txt"
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
@@ -94,7 +95,7 @@ class Matrix:
             KeyboardInterrupt: after the processes were ended.
         """
         check_results(self.plan, self.results)
-        check_folder(self.results)
+        expect_folder(self.results, "--results")
         done = {run.key for run in self.finished()}
         waiting = [run for run in self.plan.runs() if run.key not in done]
         self.total, self.done = len(done) + len(waiting), len(done)

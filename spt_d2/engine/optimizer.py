@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 CLIP_TYPES = ("value", "norm", "full_model")
 # What variants have beside a dense Swin or ViT, by names of modules: no checkpoint of one holds them.
-ADDED_PARTS = ("gate", "output_gates", "score_predictor", "fastmlp")
+ADDED_PARTS = ("gate", "output_gates", "light", "pos_conv", "score_predictor", "fastmlp", "offset")
 
 
 def optimizer_params(

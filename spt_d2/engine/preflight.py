@@ -25,6 +25,11 @@ def expect_data(cfg: CfgNode) -> None:
                 "HINT: projects/SPT/train_net.py, unlike the demo, trains without an evaluation, too."
             )
         for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog and os.path.isfile(name):
+                raise ValueError(
+                    f"DATASETS.{key} expects names of data sets. Got the file {name}.\n"
+                    "HINT: DATASETS.CUSTOM names a json and its image folder."
+                )
             # What is registered without a json has files that only its own reader knows.
             if name not in DatasetCatalog or MetadataCatalog.get(name).get("json_file") is not None:
                 find_coco(name)

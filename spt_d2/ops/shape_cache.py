@@ -40,5 +40,5 @@ def shape_cache(maxsize: int) -> Callable[[Callable[P, R]], ShapeCache[P, R]]:
 
 def is_traced() -> bool:
     """Whether what runs is being traced, compiled or exported."""
-    exporting = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or (exporting is not None and exporting())
+    # An export compiles, for torch.
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()

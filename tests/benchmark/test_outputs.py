@@ -45,17 +45,24 @@ def test_a_page_without_a_place_is_refused_before_measuring(program, tmp_path):
     for text in ("", begin, f"{end}\n{begin}", f"{begin}\n{end}\n" * 2, "\n".join(markers("train", PROGRAM))):
         page.write_text(text)
         message = refused(program, "backbone", "--document", page, "--json", file)
-        assert f"these two lines once each, in this order. Got {page}.\n{begin}\n{end}" in message
+        assert f"{page} expects these two lines once each, in this order:\n{begin}\n{end}" in message
         assert page.read_text() == text
     assert not file.exists()
 
 
-@pytest.mark.parametrize("place", ["folder", "file/a.json", "file/new/a.json"])
-def test_a_results_file_that_cannot_be_written_is_refused_before_measuring(program, tmp_path, place):
+@pytest.mark.parametrize(
+    "place, said",
+    [
+        ("folder", "expects a file that can be written. Got {root}/folder, a folder"),
+        ("file/a.json", "expects a folder that can be written to. Got {root}/file: "),
+        ("file/new/a.json", "expects a folder that can be written to. Got {root}/file/new: "),
+    ],
+)
+def test_a_results_file_that_cannot_be_written_is_refused_before_measuring(program, tmp_path, place, said):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("precious")
     message = refused(program, "backbone", "--json", tmp_path / place)
-    assert f"--json expects a file that can be written. Got {tmp_path / place}: " in message
+    assert f"--json {said.format(root=tmp_path)}" in message
     assert (tmp_path / "file").read_text() == "precious" and not list((tmp_path / "folder").iterdir())
 
 

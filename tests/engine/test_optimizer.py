@@ -1,5 +1,7 @@
 """Who decays, and how gradients are clipped, under a gradient scaler too."""
 
+from functools import partial
+
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -10,7 +12,7 @@ from torch import nn
 from spt_d2.config import add_spt_config
 from spt_d2.engine.optimizer import build_optimizer, clip_gradients, optimizer_params
 from spt_d2.modeling import SPT
-from tests.modeling.nano import nano_dynamic_swin, nano_svit_gated_swin, nano_swin
+from tests.modeling.nano import nano_dynamic_swin, nano_spt, nano_svit_gated_swin, nano_swin
 
 
 class Net(nn.Module):
@@ -96,7 +98,12 @@ def test_what_a_pretrained_backbone_brings_can_learn_at_a_rate_of_its_own() -> N
 
 
 @pytest.mark.parametrize(
-    "backbone, added", [(nano_dynamic_swin, ("score_predictor", "fastmlp")), (nano_svit_gated_swin, ("gate",))]
+    "backbone, added",
+    [
+        (nano_dynamic_swin, ("score_predictor", "fastmlp")),
+        (nano_svit_gated_swin, ("gate",)),
+        (partial(nano_spt, position="conv", ffn_tokens="light"), ("gate", "pos_conv", "light")),
+    ],
 )
 def test_parts_of_peers_that_no_dense_swin_has_learn_at_the_full_rate(backbone, added) -> None:
     """As in a classifier, whose backbone has no pyramid; held against the names of a dense Swin."""
