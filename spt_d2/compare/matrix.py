@@ -95,11 +95,11 @@ class Matrix:
             KeyboardInterrupt: after the processes were ended.
         """
         check_results(self.plan, self.results)
-        expect_folder(self.results, "--results")
         done = {run.key for run in self.finished()}
         waiting = [run for run in self.plan.runs() if run.key not in done]
         self.total, self.done = len(done) + len(waiting), len(done)
         check_runs(self.plan, waiting)
+        expect_folder(self.results, "--results")
         before = f", {self.done} of them finished before" if self.done else ""
         self.say(f"{self.total} runs{before}; {self.jobs} at a time, {self.threads} threads each")
         try:
