@@ -12,7 +12,7 @@ from torch import nn
 from spt_d2.config import add_spt_config
 from spt_d2.engine.optimizer import build_optimizer, clip_gradients, optimizer_params
 from spt_d2.modeling import SPT
-from tests.modeling.nano import nano_dynamic_swin, nano_spt, nano_svit_gated_swin, nano_swin
+from tests.modeling.nano import nano_dat, nano_dynamic_swin, nano_spt, nano_svit_gated_swin, nano_swin
 
 
 class Net(nn.Module):
@@ -114,6 +114,14 @@ def test_parts_of_peers_that_no_dense_swin_has_learn_at_the_full_rate(backbone, 
     for name, rate in rates(model, 0.2).items():
         assert rate == (0.2 if name.removeprefix("backbone.") in dense else 1.0), name
     assert all(any(f".{part}." in name for name in rates(model, 0.2)) for part in added)
+
+
+def test_offset_networks_of_dat_learn_at_the_full_rate() -> None:
+    model = nn.Module()
+    model.backbone = nano_dat()
+    found = rates(model, 0.2)
+    offsets = {name for name in found if ".offset." in name}
+    assert offsets and {name for name, rate in found.items() if rate == 1.0} == offsets
 
 
 def test_two_factors_of_learning_rates_are_refused() -> None:

@@ -100,6 +100,12 @@ def test_shifted_order_groups_tokens_as_swins_masked_windows_do(height, width, w
     assert torch.equal(mine, swins)
 
 
+def test_the_mask_of_some_windows_is_that_part_of_the_whole_mask():
+    whole = ops.shifted_window_mask((14, 21), 7, 3, CPU, torch.float32)
+    for places in (torch.tensor([5, 0, 2, 5]), torch.tensor([], dtype=torch.long)):
+        assert torch.equal(ops.shifted_window_mask((14, 21), 7, 3, CPU, torch.float32, places), whole[places])
+
+
 @pytest.mark.parametrize(
     "ask",
     [
