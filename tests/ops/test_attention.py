@@ -80,6 +80,14 @@ def test_packed_attention_equals_dense_attention(order, segment, shift, size, gr
         compare_with_dense(keep, rule_of(order, segment, shift, size), dtype, with_bias, device)
 
 
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no_bias", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("order, segment, shift, size", RULES)
+def test_packed_attention_in_half_precision_equals_dense_attention(order, segment, shift, size, dtype, with_bias):
+    for _, keep in reference.keep_masks(2, 5, 7):
+        compare_with_dense(keep, rule_of(order, segment, shift, size), dtype, with_bias, torch.device("cpu"))
+
+
 @settings(max_examples=60)
 @given(
     st.sampled_from(reference.ORDERS_AND_SEGMENTS),
