@@ -352,7 +352,7 @@ def test_every_config_of_the_plans_that_come_with_the_project_is_valid(path):
 
 
 def test_the_plans_name_no_folder_of_a_machine():
-    assert {path.stem for path in PLANS} == {"screen", "from_shapes", "start", "main"}
+    assert {path.stem for path in PLANS} == {"screen", "from_shapes", "start", "main", "peers_start", "peers"}
     for path in PLANS:
         plan = read_plan(path)
         places = [plan.weights, *(place for d in plan.data_sets for place in (d.folder, d.weights))]

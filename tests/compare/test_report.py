@@ -274,7 +274,9 @@ def test_a_brief_report_has_a_line_for_a_variant_and_a_column_for_a_data_set():
         ("start", "docs/experiments.md", False),
         ("from_shapes", "docs/experiments.md", False),
         ("main", "docs/experiments.md", False),
-        ("main", "README.md", True),
+        ("peers_start", "docs/experiments.md", False),
+        ("peers", "docs/experiments.md", False),
+        ("peers", "README.md", True),
     ],
 )
 def test_pages_say_what_the_results_files_in_the_repository_say(name, page, brief):
