@@ -266,7 +266,7 @@ def container_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: 
     Returns:
         (R, h, L, d).
     """
-    # In training they pay off in half precision only, whose gradients take the fused kernel ten times as long.
+    # In training products pay off in half precision only, whose gradients take the fused kernel ten times as long.
     fused = torch.is_grad_enabled() and q.dtype not in _HALF
     if not q.is_cpu or fused or q.shape[2] > _SHORT:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

@@ -88,6 +88,17 @@ def test_packed_attention_in_half_precision_equals_dense_attention(order, segmen
         compare_with_dense(keep, rule_of(order, segment, shift, size), dtype, with_bias, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("dtype, fused", [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)])
+def test_only_half_precision_trains_without_the_fused_kernel_on_a_cpu(dtype, fused, monkeypatch):
+    layout = pack_layout(torch.rand(2, 5, 5) < 0.5, container_size=4, window_size=2)
+    calls = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(ops.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    q = torch.randn(layout.num_tokens, HEADS, HEAD_DIM, dtype=dtype, requires_grad=True)
+    ops.packed_attention(q, q, q, layout).sum().backward()
+    assert bool(calls) == fused
+
+
 @settings(max_examples=60)
 @given(
     st.sampled_from(reference.ORDERS_AND_SEGMENTS),
