@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from spt_d2.data.coco_json import naming_file, read_coco, write_json
+from spt_d2.data.coco_json import expect_new_files, naming_file, read_coco, write_json
 from spt_d2.data.progress import terminal_progress
 from spt_d2.data.sparse_subset import RATIOS, SPARSE_RATIO, SubsetReport, sparse_subset
 from spt_d2.ops.labels import LABEL_SOURCES
@@ -36,6 +36,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--source", choices=LABEL_SOURCES, default="box", help="what an object covers (default: its box)"
     )
+    parser.add_argument("--force", action="store_true", help="overwrite OUTPUT.json")
     args = parser.parse_args(argv)
     if not 0 < args.max_ratio <= 1:
         parser.error(f"--max-ratio expects a share in (0, 1]. Got {args.max_ratio}.")
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; returns the exit code."""
     args = parse_arguments(argv)
     try:
+        expect_new_files([args.output], args.force)
         content = read_coco(args.input)
         with naming_file(args.input):
             subset, report = sparse_subset(content, args.max_ratio, args.ratio, args.source, terminal_progress)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from spt_d2.data.bdd100k import IMAGE_SIZE, ConversionReport, convert, read_frames
 from spt_d2.data.coco_check.files import read_headers
-from spt_d2.data.coco_json import write_json
+from spt_d2.data.coco_json import expect_new_files, write_json
 from spt_d2.data.datasets import dataset_root
 from spt_d2.data.progress import terminal_progress
 
@@ -50,6 +50,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--inclusive", action="store_true",
         help="x2 and y2 are a box's last pixels, not its borders (as in the latest official converter)",
     )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="overwrite what an earlier run wrote")
     args = parser.parse_args(argv)
     if len(args.split) > 1 and (args.label_file or args.images or args.output):
         parser.error("--label-file, --images and --output expect one --split")
@@ -109,6 +110,11 @@ def check_sizes(folder: Path, names: list[str]) -> None:
         )
 
 
+def output_file(split: str, args: argparse.Namespace) -> Path:
+    """Where the json of a split goes."""
+    return Path(args.output) if args.output else Path(args.root) / "annotations" / f"det_{split}.json"
+
+
 def prepare(split: str, args: argparse.Namespace) -> None:
     """
     Convert one split.
@@ -120,7 +126,7 @@ def prepare(split: str, args: argparse.Namespace) -> None:
     root = Path(args.root)
     label_file = Path(args.label_file) if args.label_file else root / LABEL_FILES[args.labels].format(split)
     folder = Path(args.images) if args.images else root / "images" / "100k" / split
-    output = Path(args.output) if args.output else root / "annotations" / f"det_{split}.json"
+    output = output_file(split, args)
     if args.images and not folder.is_dir():
         raise FileNotFoundError(f"--images expects a folder. Got {folder}.")
     names = sorted(path.name for path in folder.iterdir() if path.suffix == ".jpg") if folder.is_dir() else None
@@ -145,6 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; returns the exit code."""
     args = parse_arguments(argv)
     try:
+        # Labels of 2018 in the place of those of 2020 would give other APs, and nobody would see it.
+        expect_new_files([output_file(split, args) for split in args.split], args.force)
         for split in args.split:
             prepare(split, args)
     except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from typing import Any
 from spt_d2.data.coco_json import (
     annotations_by_image,
     category_names,
+    expect_new_files,
     is_object,
     naming_file,
     naming_image,
@@ -96,24 +97,17 @@ def split_images(
     return [image for i, image in images if i not in held], [image for i, image in images if i in held]
 
 
-def expect_new_files(source: str, targets: Sequence[str], force: bool) -> None:
+def expect_three_files(source: str, targets: Sequence[str]) -> None:
     """
-    See that nothing would be lost, before anything is read or written.
+    See that no file would be written over another.
 
     Raises:
         ValueError: two of the files are one.
-        FileExistsError: a target is there already, and no ``force``.
     """
     paths = [os.path.realpath(path) for path in (source, *targets)]
     if len(set(paths)) < len(paths):
         names = ", ".join((source, *targets))
         raise ValueError(f"A split expects three different files. Got {names}.\nHINT: choose another name.")
-    there = [path for path in targets if os.path.exists(path)]
-    if there and not force:
-        raise FileExistsError(
-            f"A split expects files that are not there yet. Got {', '.join(there)}.\n"
-            "HINT: choose another name, or --force overwrites what is there."
-        )
 
 
 def count_objects(part: Mapping[str, Any], names: Mapping[Any, str]) -> Counter[Any]:
@@ -160,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     targets = (args.train, args.val)
     try:
-        expect_new_files(args.input, targets, args.force)
+        expect_three_files(args.input, targets)
+        expect_new_files(targets, args.force)
         content = read_coco(args.input)
         with naming_file(args.input):
             names = category_names(content)

@@ -74,7 +74,8 @@ def _add_spt(cfg: CfgNode) -> None:
     node.TAU = 1.0
     # Noise in training: logistic (the binary Gumbel-Softmax, the literal reading), gumbel (one sample) or none.
     node.NOISE = "none"
-    # Expected share of object tokens, in (0, 1): the probability gates start from.
+    # Expected share of object tokens, in (0, 1): the probability gates start from. tools/dataset_stats.py measures it.
+    # Raised to just above the keep rule's border where it is below that, so that all tokens are kept at first.
     node.GATE_PRIOR = 0.1
     # Order in which an image's tokens are packed: window (a container holds neighbours) or raster.
     node.ORDER = "window"

@@ -208,6 +208,19 @@ def literal_values() -> dict[str, object]:
     return CfgNode.load_yaml_with_base(get_config_file("Base-literal.yaml"))["MODEL"]["SPT"]
 
 
+def hierarchies(cfg: CfgNode) -> str:
+    """The section on the keys that backbones beside SPT share with it: their defaults, by backbone."""
+    nodes = ["SWIN", *(peer.NODE for peer in PEERS)]
+    section = "\n## MODEL.SWIN and those of the peers\n\n"
+    section += "Dense Swin and the peers have these keys in common with SPT, with defaults of their own.\n"
+    section += "What only a peer has is named below.\n\n"
+    section += f"| key | {' | '.join(shown(f'MODEL.{node}') for node in nodes)} |\n|---|{'---|' * len(nodes)}\n"
+    for key in cfg.MODEL.SWIN:
+        values = [shown(cfg.MODEL[node][key]) if key in cfg.MODEL[node] else "" for node in nodes]
+        section += f"| {shown(key)} | {' | '.join(values)} |\n"
+    return section
+
+
 def render() -> str:
     """The page."""
     cfg, comments, literal = default_config(), key_comments(), literal_values()
@@ -227,11 +240,7 @@ def render() -> str:
         paper = PAPER.get(key, shown(literal[key]) if key in literal else "")
         row = (shown(key), comments[f"MODEL.SPT.{key}"], shown(value), paper, cost(key))
         page += f"| {' | '.join(row)} |\n"
-    page += "\n## MODEL.SWIN\n\nDense Swin has the keys that its blocks share with those of SPT: "
-    page += ", ".join(shown(key) for key in cfg.MODEL.SWIN) + ".\n"
-    if PEERS:
-        nodes = ", ".join(shown(f"MODEL.{peer.NODE}") for peer in PEERS)
-        page += f"{nodes} have those of them that their backbones know, and the ones named below.\n"
+    page += hierarchies(cfg)
     page += "\n## Other keys\n\n| key | meaning | default |\n|---|---|---|\n"
     for name, comment in comments.items():
         if not name.startswith(("MODEL.SPT.", "MODEL.SWIN.")):

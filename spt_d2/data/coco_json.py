@@ -6,7 +6,7 @@ import json
 import os
 import reprlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -92,6 +92,21 @@ def write_json(path: str | os.PathLike[str], content: Any, sources: tuple[str | 
     with open(unfinished, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(unfinished, path)
+
+
+def expect_new_files(paths: Iterable[str | os.PathLike[str]], force: bool) -> None:
+    """
+    See that nothing would be overwritten, before anything is read or written.
+
+    Raises:
+        FileExistsError: one of the files is there already, and no ``force``.
+    """
+    there = [os.fspath(path) for path in paths if os.path.exists(path)]
+    if there and not force:
+        raise FileExistsError(
+            f"Files are written where there are none yet. Got {', '.join(there)}.\n"
+            "HINT: choose another name, or --force overwrites what is there."
+        )
 
 
 def annotations_by_image(content: Mapping[str, Any]) -> list[list[dict[str, Any]]]:

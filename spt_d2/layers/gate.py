@@ -94,7 +94,7 @@ class _Logits(torch.autograd.Function):
 
 def initial_gate_bias(gating: str, threshold: float, tau: float, prior: float) -> float:
     """
-    The logit gates start with: everything kept, and as near to the final calibration as that allows.
+    The logit gates start with: everything kept (without noise), and as near to the final calibration as that allows.
 
     Under sigmoid gating features are multiplied by ``sigmoid(score)``, so the gate starts at +5, a factor of 0.993.
     Otherwise it starts at the prior probability of an object token, as focal loss does (Lin et al., 2017). Where either

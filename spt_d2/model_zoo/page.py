@@ -210,7 +210,7 @@ def _paper_parameters(model: str | None, cascade: bool, paper: Mapping[str, Tabl
 
 
 _SELECTION_METRICS = ("keep_ratio", "retention", "density", "executed_macs_g")
-_RESULT_METRICS = ("box_ap", "mask_ap", "map", *_SELECTION_METRICS, "backbone_ms")
+_RESULT_METRICS = ("box_ap", "mask_ap", "map", *_SELECTION_METRICS)
 
 
 def _result_table(paper: Mapping[str, Table], records: Sequence[Record]) -> str:

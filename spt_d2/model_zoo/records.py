@@ -21,8 +21,6 @@ METRICS = {
     "retention": ("retention", 3),
     "density": ("density", 3),
     "executed_macs_g": ("executed MACs, G", 2),
-    "backbone_ms": ("backbone, ms", 1),
-    "peak_memory_mb": ("peak memory, MB", 0),
 }
 # Overrides that make no other experiment, of yaml and LazyConfig: where it starts and goes on from, on what it runs and
 # in which precision, how often it saves, and the batch size with all that follows it.

@@ -10,7 +10,7 @@ pytest.importorskip("detectron2")
 from detectron2.modeling.backbone.swin import SwinTransformer
 
 from spt_d2.analysis import image_macs, nominal_macs
-from spt_d2.model_zoo.variants import READINGS, SIZES, VARIANTS, Variant
+from spt_d2.model_zoo.variants import IMAGE_SIZE, READINGS, SIZES, VARIANTS, Variant
 from spt_d2.modeling import SPT, Swin
 from spt_d2.ops.selection import split_selections
 
@@ -20,6 +20,8 @@ SELECTING = {
     **{name: variant for name, variant in VARIANTS.items() if variant.selects},
     **{f"{title}, T": Variant("T", extra, options=options) for title, extra, options in READINGS if options},
 }
+
+DENSE = {name: variant for name, variant in VARIANTS.items() if not variant.selects}
 
 
 @pytest.fixture
@@ -49,6 +51,19 @@ def test_executed_equals_half_of_torchs_flops_in_training_and_evaluation(name):
 
 
 @pytest.mark.usefixtures("unset_weights")
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_variants_equal_half_of_torchs_flops_in_training_and_evaluation(name):
+    with torch.device("meta"):
+        model = build(DENSE[name])
+        images = torch.zeros(1, 3, *IMAGE_SIZE)
+    for training in (True, False):
+        model.train(training)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(images)
+        assert nominal_macs(model, IMAGE_SIZE, 1.0).executed == counter.get_total_flops() / 2
+
+
+@pytest.mark.usefixtures("unset_weights")
 @pytest.mark.parametrize("budget", (0, 1, 5))
 def test_executed_counts_what_a_token_budget_leaves(budget):
     model = SPT(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 4), window_size=3, select="all")
@@ -67,15 +82,19 @@ def test_executed_counts_what_a_token_budget_leaves(budget):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("unset_weights")
-@pytest.mark.parametrize("size", SIZES)
-def test_dense_swin_of_every_size_equals_fvcore_less_its_layer_norm(size):
+@pytest.mark.parametrize(
+    # fvcore has to run the model, on a CPU: at the size of COCO's images only the smallest.
+    "size, image_size",
+    [*((size, SMALL) for size in SIZES), ("T", IMAGE_SIZE)],
+)
+def test_dense_swin_of_every_size_equals_fvcore_less_its_layer_norm(size, image_size):
     from fvcore.nn import FlopCountAnalysis
 
     published = SIZES[size]
     arguments = {"embed_dim": published.embed_dim, "depths": published.depths, "num_heads": published.num_heads}
     # Without drop path, for which detectron2's Swin needs another package; it is no matrix product.
     model = SwinTransformer(**arguments, drop_path_rate=0.0).eval()
-    analysis = FlopCountAnalysis(model, torch.zeros(1, 3, *SMALL))
+    analysis = FlopCountAnalysis(model, torch.zeros(1, 3, *image_size))
     counts = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
-    ours = nominal_macs(build(Variant(size, selects=False)), SMALL, 1.0)
+    ours = nominal_macs(build(Variant(size, selects=False)), image_size, 1.0)
     assert ours.dense == sum(counts.values()) - counts["layer_norm"]

@@ -251,6 +251,19 @@ def test_program_reads_2018_and_says_that_it_is_deprecated(program, tmp_path, ca
     assert "vintage 2018 (deprecated" in capsys.readouterr().out
 
 
+def test_program_overwrites_another_vintage_only_by_force(program, tmp_path, capsys):
+    lay_out(tmp_path, NAMES)
+    written = tmp_path / "annotations" / "det_val.json"
+    assert program.main(["--root", str(tmp_path), "--split", "val"]) == 0
+    before = written.read_text()
+    # Nor is the other split written, which is not there yet.
+    assert program.main(["--root", str(tmp_path), "--labels", "2018"]) == 1
+    assert f"Got {written}.\nHINT: choose another name, or --force" in capsys.readouterr().err
+    assert written.read_text() == before and not (tmp_path / "annotations" / "det_train.json").exists()
+    assert program.main(["--root", str(tmp_path), "--split", "val", "--labels", "2018", "--force"]) == 0
+    assert json.loads(written.read_text())["info"]["version"] == "2018"
+
+
 def test_program_stops_at_missing_images_unless_told(program, tmp_path, capsys):
     lay_out(tmp_path, NAMES[1:])
     arguments = ["--root", str(tmp_path), "--split", "val"]

@@ -316,5 +316,9 @@ def test_subset_program_prints_what_it_kept_and_refuses_to_overwrite(content, tm
         and f"{report.objects[0]} of {report.objects[1]}" in printed
     )
     before = path.read_text()
-    assert program.main([str(path), str(path)]) == 1
-    assert "HINT" in capsys.readouterr().err and path.read_text() == before
+    for arguments in ([str(path)], [str(path), "--force"], [str(tmp_path / "b.json")]):
+        assert program.main([str(path), *arguments]) == 1
+        assert "HINT" in capsys.readouterr().err and path.read_text() == before
+    assert json.loads((tmp_path / "b.json").read_text()) == subset
+    assert program.main([str(path), str(tmp_path / "b.json"), "--force", "--max-ratio", "1"]) == 0
+    assert len(json.loads((tmp_path / "b.json").read_text())["images"]) > len(subset["images"])
