@@ -5,14 +5,14 @@ Measure data sets, side by side: objects, sizes, and the share of pixels and of 
     python tools/dataset_stats.py datasets/shapes/train.json datasets/shapes/val.json --source box mask
     python tools/dataset_stats.py coco_2017_val BDD=datasets/bdd100k/annotations/det_val.json --plot ratios.png
 
-A data set is a COCO json, NAME=JSON to give its column another title, or the name of a registered one.
+A data set is a COCO json, NAME=JSON to give its column another title, or the name of a registered one (VOC 2012 too).
 """
 
 import argparse
 import os
 import sys
 
-from spt_d2.data.coco_json import find_coco, naming_file, read_coco, write_json
+from spt_d2.data.coco_json import find_coco, is_without_json, naming_file, read_dataset, write_json
 from spt_d2.data.coco_stats import DatasetStats, measure_dataset, stats_table
 from spt_d2.data.progress import terminal_progress
 from spt_d2.data.stats_plot import draw_stats
@@ -32,7 +32,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plot", metavar="FILE.png", help="draw ratios and densities")
     args = parser.parse_args(argv)
     try:
-        named = [find_json(text) for text in args.dataset]
+        named = [find_dataset(text) for text in args.dataset]
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(1)
@@ -46,13 +46,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def find_json(text: str) -> tuple[str, str]:
-    """Title and json file of a data set as it was named."""
+def find_dataset(text: str) -> tuple[str, str]:
+    """Title of a data set as it was named, and its json, or the name of one that is registered without."""
     if os.path.isfile(text):
         folder, name = os.path.split(os.path.abspath(text))
         return f"{os.path.basename(folder)}/{os.path.splitext(name)[0]}", text
     title, equals, path = text.partition("=")
-    return (title, find_coco(path)[0]) if equals else (text, find_coco(text)[0])
+    name = path if equals else text
+    return title if equals else text, name if is_without_json(name) else find_coco(name)[0]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     stats: dict[str, DatasetStats] = {}
     try:
         for title, path in args.dataset.items():
-            content = read_coco(path)
+            content = read_dataset(path)
             for source in args.source:
                 column = title if len(args.source) == 1 else f"{title} ({source})"
                 with naming_file(path):
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         summaries = {title: stat.summary() for title, stat in stats.items()}
         print(stats_table(summaries))
         if args.json:
-            write_json(args.json, summaries, sources=tuple(args.dataset.values()))
+            write_json(args.json, summaries, sources=tuple(filter(os.path.isfile, args.dataset.values())))
         if args.plot:
             save_picture(args.plot, draw_stats(stats))
     except (OSError, ValueError) as error:

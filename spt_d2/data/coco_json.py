@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 
 _LISTS = ("images", "annotations", "categories")
 _HINT = "HINT: tools/check_dataset.py finds all faults."
@@ -65,6 +66,28 @@ def read_coco(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{problem}it expects a list under '{key}'.")
     return content
+
+
+def is_without_json(name: str) -> bool:
+    """Whether a data set is registered, but without a json, as VOC 2012 is."""
+    return not os.path.isfile(name) and name in DatasetCatalog and MetadataCatalog.get(name).get("json_file") is None
+
+
+def read_dataset(name: str) -> dict[str, Any]:
+    """
+    A data set in COCO's format: read from its json or, where it is registered without one, converted.
+
+    Args:
+        name: as in :func:`find_coco`.
+
+    Raises:
+        FileNotFoundError: neither a json nor a registered data set; one whose files are not there.
+        ValueError: not in COCO's format.
+    """
+    if is_without_json(name):
+        # Detectron2 leaves the list out where there is nothing to list.
+        return {"annotations": [], **convert_to_coco_dict(name)}
+    return read_coco(find_coco(name)[0])
 
 
 def write_json(path: str | os.PathLike[str], content: Any, sources: tuple[str | os.PathLike[str], ...] = ()) -> None:

@@ -15,6 +15,7 @@ from spt_d2.data.coco_stats import RATIO_EDGES, STRIDES, measure_dataset, stats_
 from spt_d2.data.sparse_subset import sparse_subset
 from spt_d2.data.stats_plot import draw_stats
 from tests.conftest import load_program
+from tests.data.devkit import IMAGES, SPLITS, H, W, make_devkit, registered
 from tests.data.scenes import draw_box
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -255,11 +256,31 @@ def test_stats_program_finds_registered_sets_and_says_what_is_missing(registered
             program.main(arguments)
         assert left.value.code == 1 and f"its json is not there: {file}" in capsys.readouterr().err
     file.write_text("{}")
-    assert program.find_json("stats_val") == ("stats_val", str(file))
-    assert program.find_json("val=stats_val") == ("val", str(file))
+    assert program.find_dataset("stats_val") == ("stats_val", str(file))
+    assert program.find_dataset("val=stats_val") == ("val", str(file))
     with pytest.raises(SystemExit):
         program.main(["no_such_set"])
     assert "no_such_set" in capsys.readouterr().err
+
+
+def test_stats_program_measures_voc_which_has_no_json(tmp_path, capsys):
+    program, out = load_program(ROOT / "tools" / "dataset_stats.py"), tmp_path / "out.json"
+    with registered(make_devkit(tmp_path)):
+        assert program.main(["voc_2012_multilabel_train", "val=voc_2012_multilabel_val", "--json", str(out)]) == 0
+    capsys.readouterr()
+    figures = json.loads(out.read_text())
+    assert list(figures) == ["voc_2012_multilabel_train", "val"]
+    for title, split in zip(figures, ("train", "val")):
+        objects = [IMAGES[name] for name in SPLITS[split]]
+        assert figures[title]["images"] == len(objects) and figures[title]["objects"] == sum(map(len, objects))
+    # Objects overlap: their boxes are drawn here, from the devkit's own numbers.
+    ratios = []
+    for objects in (IMAGES[name] for name in SPLITS["val"]):
+        covered = np.zeros((H, W), dtype=bool)
+        for _, _, x1, y1, x2, y2 in objects:
+            covered[y1 - 1 : y2, x1 - 1 : x2] = True
+        ratios.append(covered.mean())
+    assert figures["val"]["ratio_union"]["mean"] == pytest.approx(np.mean(ratios))
 
 
 def test_stats_program_refuses_two_sets_of_one_title(content, tmp_path, capsys):
