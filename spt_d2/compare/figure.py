@@ -21,11 +21,12 @@ def draw_comparison(rows: Sequence[Row], reference: str) -> np.ndarray:
     One panel per data set: box AP against executed multiply-adds, a marker per variant, bars of one standard error.
 
     With several data sets one more, pooled: paired difference in AP from the reference against multiply-adds as a
-    multiple of the reference's. Variants on the Pareto front of a panel are ringed.
+    multiple of the reference's. So too a data set whose variants have different seeds: their AP would compare these.
+    Variants on the Pareto front of a panel are ringed.
 
     Args:
         rows: of :func:`spt_d2.compare.report.report_rows`.
-        reference: the variant that the pooled panel's differences are taken from.
+        reference: the variant that differences are taken from.
 
     Returns:
         uint8 (height, width, 3), RGB.
@@ -42,7 +43,7 @@ def draw_comparison(rows: Sequence[Row], reference: str) -> np.ndarray:
     for axis, panel in zip(axes, panels):
         ringed = {variant for data_set, variant in front if data_set == panel}
         points = [row for row in rows if row.data_set == panel]
-        if panel == POOLED:
+        if panel == POOLED or _only_differences_compare(points, reference):
             _draw_differences(axis, points, reference, styles, ringed)
         else:
             _draw_accuracies(axis, points, styles, ringed)
@@ -57,6 +58,12 @@ def draw_comparison(rows: Sequence[Row], reference: str) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _only_differences_compare(points: Sequence[Row], reference: str) -> bool:
+    """Whether variants differ in their seeds, and each has a pair with the reference."""
+    paired = all(row.variant == reference or (row.box is not None and row.cost is not None) for row in points)
+    return paired and len({row.seeds for row in points}) > 1
 
 
 def _draw_accuracies(
@@ -87,7 +94,8 @@ def _draw_differences(
         if row.variant in ringed:
             _ring(axis, x, y)
     axis.axhline(0.0, color="grey", linewidth=0.8)
-    axis.set_title(f"all, paired with {reference}", fontsize=10)
+    name = "all" if points[0].data_set == POOLED else points[0].data_set
+    axis.set_title(f"{name}, paired with {reference}", fontsize=10)
     axis.set_xlabel(f"executed MACs over those of {reference}", fontsize=9)
     axis.set_ylabel("difference in box AP", fontsize=9)
 

@@ -74,3 +74,18 @@ def test_the_figure_rings_each_where_it_is_drawn(monkeypatch):
     assert sorted(ringed) == [
         (0, 1.5, 41.0), (1, 1.5, 30.0), (1, 2.0, 40.0), (2, 0.75, -4.5), (2, 1.0, 0.0),
     ]  # fmt: skip
+
+
+def test_variants_of_different_seeds_are_drawn_by_their_differences(monkeypatch):
+    """The second seed is of a better start, which is no merit of the variant that has it alone."""
+    drawn = {}
+    draw = figure._draw
+    monkeypatch.setattr(
+        figure, "_draw", lambda axis, x, y, *more: (drawn.update({more[1]: (x, y)}), draw(axis, x, y, *more))
+    )
+    runs = [variant("dense", 40.0, 2.0, seed=0), variant("dense", 50.0, 2.0, seed=1), variant("spt", 41.0, 1.5, seed=0)]
+    figure.draw_comparison(report_rows([*runs, variant("third", 49.0, 1.0, seed=1)]), "dense")
+    assert drawn == {"dense": (1.0, 0.0), "spt": (0.75, 1.0), "third": (0.5, -1.0)}
+    # With a variant that has no pair there is nothing but AP to show of it.
+    figure.draw_comparison(report_rows([*runs, variant("third", 49.0, 1.0, seed=2)]), "dense")
+    assert drawn["third"] == (1.0, 49.0) and drawn["dense"] == (2.0, 45.0)
