@@ -69,8 +69,11 @@ def read_coco(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def is_without_json(name: str) -> bool:
-    """Whether a data set is registered, but without a json, as VOC 2012 is."""
-    return not os.path.isfile(name) and name in DatasetCatalog and MetadataCatalog.get(name).get("json_file") is None
+    """Whether a data set of objects is registered, but without a json, as VOC 2012 is."""
+    if os.path.isfile(name) or name not in DatasetCatalog:
+        return False
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("json_file") is None and metadata.get("thing_classes") is not None
 
 
 def read_dataset(name: str) -> dict[str, Any]:

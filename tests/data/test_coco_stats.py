@@ -283,6 +283,16 @@ def test_stats_program_measures_voc_which_has_no_json(tmp_path, capsys):
     assert figures["val"]["ratio_union"]["mean"] == pytest.approx(np.mean(ratios))
 
 
+def test_stats_program_refuses_a_registered_set_without_json_and_objects(capsys):
+    DatasetCatalog.register("stats_stuff", list)
+    try:
+        with pytest.raises(SystemExit) as left:
+            load_program(ROOT / "tools" / "dataset_stats.py").main(["stats_stuff"])
+    finally:
+        DatasetCatalog.remove("stats_stuff")
+    assert left.value.code == 1 and "It is registered without one" in capsys.readouterr().err
+
+
 def test_stats_program_refuses_two_sets_of_one_title(content, tmp_path, capsys):
     paths = [tmp_path / name / "train" / "a.json" for name in "XY"]
     for path in paths:
